@@ -1,0 +1,5 @@
+"""Preference optimisation and self-training."""
+
+from foveal._lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(__name__, __path__)

@@ -1,0 +1,5 @@
+"""Choose, clean and write data."""
+
+from foveal._lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(__name__, __path__)

@@ -1,0 +1,5 @@
+"""Recipes, claims, the arms-by-seeds runner, statistics, figures and result files."""
+
+from foveal._lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(__name__, __path__)
