@@ -1,5 +1,8 @@
-"""Real pretrained parts from package wheels (SmolLM2, EfficientNet-Lite0, MiniLM) and the slots of the nano-* models."""
+"""Real pretrained parts from package wheels (SmolLM2, EfficientNet-Lite0, MiniLM) and the slots of the nano-* models.
 
-from foveal._lazy import lazy_names
+``foveal.zoo.load("smollm2")`` is the short way; each part lives in the file of its name.
+"""
 
-__getattr__, __dir__ = lazy_names(__name__, __path__)
+from foveal.zoo.parts import PARTS, Card, load
+
+__all__ = ["PARTS", "Card", "load"]

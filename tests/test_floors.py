@@ -1,0 +1,58 @@
+"""The house: rooms import only from floors below, methods never import each other, dependencies have safe floors."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+from packaging.requirements import Requirement
+
+import foveal
+from foveal.catalog.loader import STAGES
+
+SOURCE = Path(foveal.__file__).parent
+CHECKOUT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+METHOD_FILES = [path for stage in STAGES for path in sorted((SOURCE / stage).glob("*.py")) if path.stem != "__init__"]
+SAFE_FLOORS = {"torch": "2.10", "transformers": "5.3", "pillow": "12.2"}
+
+
+def foreign_methods(source: str, stage: str, own: str) -> set[str]:
+    """Modules of the stages that a method file imports although they are neither its stage's base nor its own files.
+
+    A long method may have a second file whose name starts with the method's slug.
+    """
+    modules = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    parts = [module.split(".") for module in modules]
+    inside = [part[1:3] for part in parts if part[0] == "foveal" and len(part) >= 3 and part[1] in STAGES]
+    related = {"base"} | {name for _, name in inside if name.startswith(own) or own.startswith(f"{name}_")}
+    return {f"{room}.{name}" for room, name in inside if room != stage or name not in related}
+
+
+def test_rooms_import_only_from_floors_below(monkeypatch):
+    monkeypatch.chdir(CHECKOUT)
+    assert lint_imports(config_filename=str(CHECKOUT / "pyproject.toml"), no_cache=True) == EXIT_STATUS_SUCCESS
+
+
+@pytest.mark.parametrize("path", METHOD_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_methods_do_not_import_each_other(path):
+    assert not foreign_methods(path.read_text(encoding="utf-8"), path.parent.name, path.stem)
+
+
+def test_foreign_methods_are_seen():
+    assert foreign_methods("from foveal.connect import limber", "connect", "sitta") == {"connect.limber"}
+    assert foreign_methods("import foveal.pretrain.base", "connect", "sitta") == {"pretrain.base"}
+    assert not foreign_methods("from foveal.connect.base import x\nfrom foveal.nn.vit import y", "connect", "sitta")
+    assert not foreign_methods("from foveal.connect.sitta_captioner import x", "connect", "sitta")
+
+
+@pytest.mark.parametrize("package", SAFE_FLOORS)
+def test_floors_exclude_known_weaknesses(package):
+    requirement = next(r for r in map(Requirement, PROJECT["dependencies"]) if r.name == package)
+    assert str(requirement.specifier) == f">={SAFE_FLOORS[package]}"
