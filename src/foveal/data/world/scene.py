@@ -2,6 +2,9 @@
 
 Lengths are shares of the picture (x of its width, y of its height, radii of its short side), so that one scene can be
 drawn at any size from 32 to 8192 pixels. Every name comes from `foveal.data.world.vocabulary`.
+
+The camera is a pinhole: something 1 m across at a depth of 1 m fills the short side. What is behind everything is a
+plane that stands (walls, sky) or falls back (floors); when the camera has moved, `Background.camera` says so.
 """
 
 from __future__ import annotations
@@ -45,11 +48,15 @@ class Background:
     name: str
     variant: int = 0
     """Seed of its texture and tint."""
+    camera: tuple[float, float] = (0.0, 0.0)
+    """Metres that the camera has moved right and down since the background filled the picture exactly."""
+    zoom: float = 1.0
+    """Focal length over that at which the background filled the picture exactly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """Text in the picture, in front of everything."""
+    """Text in the picture, in front of everything. It has no depth: it is written on the picture, not in the world."""
 
     text: str
     x: float
@@ -102,3 +109,6 @@ class Clip:
     things: tuple[Thing, ...]
     frames: tuple[Scene, ...]
     events: tuple[Event, ...]
+    """In the order in which they happen; one is over before the next begins."""
+    present: tuple[tuple[int, ...], ...]
+    """For each frame, which of ``things`` its scene's things are."""

@@ -1,0 +1,140 @@
+"""What contrastive objectives share: their output, the learned scale, features of all devices, checks."""
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass
+class ContrastiveOutput:
+    """A loss, its two directions, and the scores behind them: B rows of this device, G columns of all devices."""
+
+    loss: Float[Tensor, ""]
+    image_to_text: Float[Tensor, ""]
+    text_to_image: Float[Tensor, ""]
+    logits_per_image: Float[Tensor, "b g"] | None = None
+    logits_per_text: Float[Tensor, "b g"] | None = None
+
+
+class LogitScale(nn.Module):
+    """The learned multiplier of cosines, exp(``log_scale``). A temperature τ is a scale of 1/τ."""
+
+    def __init__(self, init: float = 1 / 0.07, max_scale: float = 100.0) -> None:
+        super().__init__()
+        if not 0 < init < math.inf:
+            raise ValueError(f"init={init}: must be a positive multiplier, not its logarithm")
+        if not 1 <= max_scale < math.inf:
+            raise ValueError(f"max_scale={max_scale}: must be at least 1")
+        self.max_scale = max_scale
+        self.log_scale = nn.Parameter(torch.tensor(math.log(init)))
+
+    def forward(self) -> Float[Tensor, ""]:
+        """The multiplier, with gradient."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bring the scale back into [1, ``max_scale``], in place. Call it after every optimiser step.
+
+        Inside ``forward`` the gradient would be zero at the bound, and a scale that reached it could never return.
+        """
+        self.log_scale.clamp_(0, math.log(self.max_scale))
+
+
+def gather_features(x: Float[Tensor, "b *d"], group: Any = None) -> Float[Tensor, "wb *d"]:
+    """``x`` of all W processes of ``group``, one below the other in the order of their ranks, with gradient.
+
+    Backward sums over the processes what each wants from these rows; with losses that are means over their own B rows,
+    the *mean* of parameter gradients that DDP takes is then the gradient of the loss on the whole batch.
+    Returns ``x`` itself where torch.distributed is not initialised.
+
+    Raises ValueError, on every process alike, when they hold different numbers of rows.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    rows = torch.tensor([len(x)], device=x.device)
+    counts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, rows, group=group)
+    if len(set(map(int, counts))) > 1:  # else the collective below would hang or return rubbish
+        raise ValueError(f"x has {', '.join(str(int(n)) for n in counts)} rows on the processes: drop the last batch")
+    return _Gather.apply(x, group)
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward is the matching sum; torch.distributed.nn's version is deprecated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group, ctx.rows = group, len(x)
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        first_order_only("gather_features")
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)  # on every backend, unlike reduce-scatter
+        return total[dist.get_rank(ctx.group) * ctx.rows :][: ctx.rows], None
+
+
+def check_pairs(image_features: Tensor, text_features: Tensor) -> None:
+    """ValueError unless both are (B, D) with the same B > 0 and D."""
+    images, texts = tuple(image_features.shape), tuple(text_features.shape)
+    if len(images) != 2 or images != texts or 0 in images:
+        raise ValueError(f"image_features {images} and text_features {texts} must be (B, D) alike with B and D > 0")
+
+
+def check_gathered(local: Tensor, all_image_features: Tensor, all_text_features: Tensor, rank: int) -> None:
+    """ValueError unless both are (G, D) for ``local`` (B, D), G is a multiple of B and ``rank`` is in [0, G/B)."""
+    check_pairs(all_image_features, all_text_features)
+    rows, total = len(local), len(all_image_features)
+    if all_image_features.shape[1] != local.shape[1]:
+        raise ValueError(f"gathered features {tuple(all_image_features.shape)} must be as wide as {tuple(local.shape)}")
+    if total % rows:
+        raise ValueError(f"gathered features have {total} rows: must be a multiple of the {rows} rows of this process")
+    if not 0 <= rank < total // rows:
+        raise ValueError(f"rank={rank}: must be in [0, {total // rows}), the {total} gathered rows over {rows} each")
+
+
+def positive_scale(scale: float | Tensor, like: Tensor, name: str = "scale") -> Float[Tensor, ""]:
+    """``scale`` as a 0-d tensor with dtype and device of ``like``; ValueError unless it is one positive number."""
+    if isinstance(scale, Tensor) and scale.ndim != 0:
+        raise ValueError(f"{name} {tuple(scale.shape)} must be a float or a 0-d tensor")
+    value = float(scale.detach() if isinstance(scale, Tensor) else scale)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value}: must be positive and finite; it is the multiplier, not its logarithm")
+    return torch.as_tensor(scale, dtype=like.dtype, device=like.device)
+
+
+def finite_loss(loss: Float[Tensor, ""], **inputs: Tensor) -> Float[Tensor, ""]:
+    """``loss``, or a ValueError naming the first input that holds NaN or infinity.
+
+    One look at the loss replaces one at each input: a single bad feature reaches it, on every device. So all devices
+    raise together, and none is left waiting for the others.
+    """
+    if bool(loss.isfinite()):
+        return loss
+    bad = next((name for name, value in inputs.items() if not bool(value.isfinite().all())), None)
+    if bad is None:
+        raise ValueError(f"the loss is {loss.item()} although all features are finite: scale is too large")
+    raise ValueError(f"{bad} holds NaN or infinity: the loss is {loss.item()}")
+
+
+def first_order_only(what: str) -> None:
+    """For hand-written backward passes: torch's ``once_differentiable`` would drop second-order terms in silence."""
+    if torch.is_grad_enabled():  # inside a backward pass that means create_graph=True
+        raise RuntimeError(
+            f"{what} cannot be differentiated twice: drop create_graph=True, or use clip_loss on one device"
+        )
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Autocast would compute the scores in half precision, where neighbouring cosines coincide."""
+    return torch.autocast(like.device.type, enabled=False)

@@ -1,0 +1,54 @@
+"""What every pretraining objective promises. A new one adds one `Case` to `CASES`; `test_contract.py` runs them all."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from foveal.pretrain.clip import CLIPObjective, chunked_clip_loss
+
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One objective under test: a module whose output has a ``loss``."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int, int], Inputs]
+    """(batch, seed) -> what forward takes; row i of every tensor belongs to sample i."""
+    chunked: Callable[..., Tensor] | None = None
+    """(objective, inputs, size=rows of a chunk) -> the same loss in bounded memory."""
+    hide: Callable[[Inputs], Inputs] | None = None
+    """The same inputs with other content wherever a mask hides it."""
+    bad: tuple[Callable[[], Inputs], ...] = ()
+    """Inputs that forward must refuse with a ValueError."""
+    symmetric: bool = True
+    """Does the order of the samples in the batch leave the loss as it is?"""
+
+
+def pairs(batch: int, seed: int) -> Inputs:
+    """Image and text features that agree more within a pair than across pairs."""
+    rng = torch.Generator().manual_seed(seed)
+    image = torch.randn(batch, 8, generator=rng)
+    return image, image + torch.randn(batch, 8, generator=rng)
+
+
+BAD_PAIRS = (
+    lambda: (torch.ones(3, 8), torch.ones(4, 8)),
+    lambda: (torch.ones(3, 8), torch.ones(3, 7)),
+    lambda: (torch.ones(0, 8), torch.ones(0, 8)),
+    lambda: (torch.ones(8), torch.ones(8)),
+    lambda: (torch.ones(2, 3, 8), torch.ones(2, 3, 8)),
+)
+
+
+def _chunked_clip(objective: nn.Module, inputs: Inputs, size: int) -> Tensor:
+    return chunked_clip_loss(*inputs, objective.logit_scale(), size)
+
+
+CASES = [
+    Case("clip", CLIPObjective, pairs, _chunked_clip, bad=BAD_PAIRS),
+]
