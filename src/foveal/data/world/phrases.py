@@ -84,7 +84,7 @@ INDISTINCT = frozenset({"blur", "mosaic"})
 
 _CONSONANT = ("uni", "use", "eu", "ukulele", "one")  # vowels that are spoken like "you" and "won"
 _SILENT = ("hour", "honest")
-_GRID_MARGIN = 0.04  # a centre this near to a line of the grid is in no cell
+_GRID_MARGIN = 0.03  # a centre this near to a line of the grid is in no cell
 
 
 def pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
@@ -138,7 +138,8 @@ def capitalised(text: str) -> str:
 
 def position(thing: Thing) -> str | None:
     """Its cell of `POSITIONS`, or None when it lies across a line of the grid."""
-    column, row = _cell(thing.x), _cell(thing.y)
+    margin = _GRID_MARGIN + 0.25 * thing.radius  # what is hidden moves the middle of what is seen
+    column, row = _cell(thing.x, margin), _cell(thing.y, margin)
     return None if column is None or row is None else POSITIONS[3 * row + column]
 
 
@@ -158,6 +159,6 @@ def readable(scene: Scene) -> tuple[str, ...]:
     return () if scene.style in INDISTINCT else tuple(writing.text for writing in scene.writings)
 
 
-def _cell(value: float) -> int | None:
+def _cell(value: float, margin: float) -> int | None:
     nearest = min(abs(value - 1 / 3), abs(value - 2 / 3))
-    return None if nearest < _GRID_MARGIN else int(value > 1 / 3) + int(value > 2 / 3)
+    return None if nearest < margin else int(value > 1 / 3) + int(value > 2 / 3)
