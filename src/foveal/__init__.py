@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _STAGES = (
     "curate", "pretrain", "connect", "adapt", "align", "compress", "decode", "perceive", "generate", "evaluate",
 )  # fmt: skip
-_ROOMS = ("nn", "data", "zoo", "train", "llm", *_STAGES, "lab", "recipes", "catalog", "cli")
+_ROOMS = ("nn", "data", "zoo", "train", "llm", *_STAGES, "lab", "recipes", "catalog", "demo", "cli")
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,8 @@ class Picture:
     def __init__(self, scene, side=SIDE):
         self.scene, self.drawing = scene, draw(scene, side)
         seen = [np.nonzero(self.drawing.instance == i + 1) for i in range(len(scene.things))]
-        self.centres = [(xs.mean() / side, ys.mean() / side) for ys, xs in seen]
+        height, width = self.drawing.instance.shape
+        self.centres = [(xs.mean() / width, ys.mean() / height) for ys, xs in seen]
         alone = [draw(scene.with_(things=(thing,), writings=()), side).instance == 1 for thing in scene.things]
         self.whole = alone
         self.extent = [max(np.ptp(axis) + 1 for axis in np.nonzero(mask)) for mask in alone]

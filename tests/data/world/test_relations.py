@@ -34,6 +34,17 @@ def test_stated_facts_are_what_the_pixels_say():
     assert min(stated.values()) >= 10, stated
 
 
+@pytest.mark.parametrize("size", [(96, 288), (288, 96)])
+def test_overlap_is_judged_in_pixels_of_long_pictures_too(size):
+    config, stated = WorldConfig(size=size, things=(6, 10), sizes=("large",), min_visible=0.1), 0
+    for index in range(100):
+        picture = Picture(lay_out(config, 12, index), size)
+        for fact in relations(picture.scene, ("in front of",)):
+            stated += 1
+            assert picture.true(fact.subject, fact.name, fact.object), (fact, picture.scene)
+    assert stated >= 10
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), index=st.integers(0, 2**32))
 def test_facts_mirror_each_other_and_never_contradict(seed, index):

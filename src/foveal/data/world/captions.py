@@ -154,7 +154,7 @@ def _relations(scene: Scene, order: Sequence[int], rng: np.random.Generator) -> 
     found: list[Sentence] = []
     for i, j in pairwise(order):
         a, b = unique_phrase(scene, i), unique_phrase(scene, j)
-        names = [name for name in RELATIONS if holds(scene.things[i], name, scene.things[j])]
+        names = [name for name in RELATIONS if holds(scene.things[i], name, scene.things[j], scene.aspect)]
         if a and b and names and len(found) < 2:
             wording = pick(rng, WORDINGS[pick(rng, names)])
             found.append(Sentence(_sentence(f"{a} is {wording} {b}"), (i, j)))

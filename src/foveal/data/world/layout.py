@@ -75,7 +75,9 @@ def scene(config: WorldConfig, seed: int, index: int) -> Scene:
         _place(config, dice, _thing(config, dice, noun, background), placed, widest)
     writings = _writings(config, dice, placed) if dice.share() < config.writing else ()
     things = tuple(sorted((item.thing for item in placed), key=lambda thing: thing.depth))
-    return Scene(f"world-{seed}-{index}", things, background, dice.choose(config.styles), writings, dice.integer(2**31))
+    style, variant = dice.choose(config.styles), dice.integer(2**31)
+    aspect = config.shape[1] / config.shape[0]
+    return Scene(f"world-{seed}-{index}", things, background, style, writings, variant, aspect)
 
 
 def _nouns(config: WorldConfig, dice: Dice, count: int) -> list[str]:

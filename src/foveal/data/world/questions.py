@@ -194,7 +194,7 @@ def _facts(scene: Scene, names: Sequence[str]) -> list[tuple[int, int, str, str,
         for j, b in named
         if i != j
         for name in names
-        if holds(scene.things[i], name, scene.things[j])
+        if holds(scene.things[i], name, scene.things[j], scene.aspect)
     ]
 
 

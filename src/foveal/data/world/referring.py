@@ -91,7 +91,7 @@ def _by_relation(scene: Scene, index: int) -> Iterator[str]:
             if name is None or landmark in others:
                 continue
             for relation in SPATIAL:
-                if holds(thing, relation, scene.things[landmark]) and all(
+                if holds(thing, relation, scene.things[landmark], scene.aspect) and all(
                     _clearly_not(scene, other, relation, landmark) for other in others
                 ):
                     yield f"the {phrase} {relation} {name}"

@@ -62,12 +62,12 @@ class Relation:
     object: int
 
 
-def holds(a: Thing, name: str, b: Thing) -> bool:
-    """Is "a ``name`` b" clearly true? ValueError: unknown relation."""
+def holds(a: Thing, name: str, b: Thing, aspect: float = 1.0) -> bool:
+    """Is "a ``name`` b" clearly true in a picture of that ``Scene.aspect``? ValueError: unknown relation."""
+    if name not in _TESTS and name in OPPOSITE:
+        a, name, b = b, OPPOSITE[name], a
     if name in _TESTS:
-        return _TESTS[name](a, b)
-    if name in OPPOSITE:
-        return _TESTS[OPPOSITE[name]](b, a)
+        return _TESTS[name](_in_short_sides(a, aspect), _in_short_sides(b, aspect))
     raise ValueError(f"name={name!r} is no relation: choose one of {', '.join(RELATIONS)}")
 
 
@@ -80,8 +80,13 @@ def relations(scene: Scene, names: tuple[str, ...] = RELATIONS) -> tuple[Relatio
         for j, b in enumerate(things)
         if i != j
         for name in names
-        if holds(a, name, b)
+        if holds(a, name, b, scene.aspect)
     )
+
+
+def _in_short_sides(thing: Thing, aspect: float) -> Thing:
+    """Its centre in the unit of its radius, so that distances are the same in every direction."""
+    return thing if aspect == 1.0 else thing.with_(x=thing.x * max(aspect, 1.0), y=thing.y * max(1 / aspect, 1.0))
 
 
 def _left(a: Thing, b: Thing) -> bool:

@@ -80,6 +80,8 @@ class Scene:
     writings: tuple[Writing, ...] = ()
     variant: int = 0
     """Seed of whatever the style draws at random (noise, strokes)."""
+    aspect: float = 1.0
+    """Width of the picture over its height: what the shares of the two sides stand for."""
 
     def with_(self, **changes: Any) -> Scene:
         """A copy with some fields replaced."""
