@@ -44,7 +44,7 @@ def test_overlap_is_judged_in_pixels_of_long_pictures_too(size):
         for fact in facts:
             stated += 1
             assert picture.true(fact.subject, fact.name, fact.object), (fact, scene)
-    assert stated >= 10
+    assert stated >= 5
 
 
 @settings(max_examples=40, deadline=None)
