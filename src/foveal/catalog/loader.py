@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import foveal
+from foveal.lab.result import results_dir
 
 Stage = Literal[
     "curate", "pretrain", "connect", "adapt", "align", "compress", "decode", "perceive", "generate", "evaluate"
@@ -78,7 +79,7 @@ def recipe_file(entry: Paper, package: Path = PACKAGE) -> Path:
 
 def result(slug: str, results: Path | None = None) -> dict[str, Any] | None:
     """The lab's result file of that paper, or None when it has not been run. ValueError when it cannot be read."""
-    path = (results or _results_dir()) / f"{slug}.json"
+    path = (results or results_dir()) / f"{slug}.json"
     if not path.is_file():
         return None
     try:
@@ -108,12 +109,3 @@ def verdict(verdicts: Iterable[str]) -> Status:
     if not given or not given <= set(VERDICTS):
         raise ValueError(f"verdicts={sorted(given)}: the lab gives one of {', '.join(VERDICTS)}")
     return cast(Status, given.pop()) if len(given) == 1 else "mixed"
-
-
-def _results_dir() -> Path:
-    try:
-        from foveal.lab import results_dir
-    except ImportError:  # TEMPORARY until the lab lands
-        return PACKAGE.parents[1] / "docs" / "results"
-
-    return Path(results_dir())

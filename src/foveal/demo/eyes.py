@@ -16,8 +16,10 @@ from torch import Tensor
 
 from foveal import zoo
 from foveal.connect.sitta import SittaMapper, class_name_pairs, soft_prototype, whole_words
-from foveal.connect.sitta_captioner import WORKED_EXAMPLES, SittaCaptioner
+from foveal.connect.sitta_captioner import STOPWORDS, WORKED_EXAMPLES, SittaCaptioner
+from foveal.data.text import singular
 from foveal.zoo.efficientnet_lite0 import EfficientNetLite0
+from foveal.zoo.quiet import quiet_loading
 from foveal.zoo.smollm2 import SmolLM2
 
 Image = UInt8[np.ndarray, "_ _ 3"]
@@ -26,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 
 TEMPERATURE = 2.0  # softens the classifier's belief: one class alone names little of a picture
 POOL = 30  # words looked at; a rarer stem than that is a poor match
-STEM = 5  # letters: of "dog" and "dogs", "church" and "churches" one is kept
+STEM = 5  # letters of the singular: one of "sign" and "signs", "garden" and "gardening" is kept
 WORDS = 4
 ORDERS = 6
 
@@ -82,7 +84,8 @@ class Eyes:
 
     def captions(self, image: Image) -> list[tuple[str, float]]:
         """All distinct candidates with their cosines to the picture in word space, best first."""
-        _, candidates, scores = self.captioner.caption(self.feature([image])[0])
+        with quiet_loading():  # transformers announces renamed options on every first call
+            _, candidates, scores = self.captioner.caption(self.feature([image])[0])
         return sorted(zip(candidates, scores.tolist(), strict=True), key=lambda pair: -pair[1])
 
     def labels(self, image: Image, k: int = 3) -> list[tuple[str, float]]:
@@ -92,10 +95,13 @@ class Eyes:
         return [(self.vision.class_names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist())]
 
     def _class_tokens(self) -> list[list[int]]:
-        def tokenize(text: str) -> list[int]:
-            return self.language.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """The words of each class name. Words of several tokens are left out: "stupa" would teach the word "stup"."""
 
-        return class_name_pairs(self.vision.class_names, tokenize, self.whole)
+        def tokenize(text: str) -> list[int]:
+            ids = self.language.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return ids if len(ids) == 1 else []
+
+        return class_name_pairs(self.vision.class_names, tokenize, self.whole, STOPWORDS | {"having"})
 
     def _captioner(self, k: int) -> SittaCaptioner:
         tokenizer = self.language.tokenizer
@@ -106,7 +112,7 @@ class Eyes:
             k=k,
             n_orders=ORDERS,
             prompt=WORKED_EXAMPLES,
-            decode=lambda token: tokenizer.decode(token).strip()[:STEM],
+            decode=lambda token: singular(tokenizer.decode(token).strip())[:STEM],
             pool=max(POOL, 5 * k),
             allowed=self.whole,
         )

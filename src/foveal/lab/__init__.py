@@ -1,4 +1,4 @@
-"""Recipes, claims, the arms-by-seeds runner, statistics, figures and result files."""
+"""The lab: a recipe's arms run over seeds, paired statistics, result files, figures and method pages."""
 
 from foveal._lazy import lazy_names
 

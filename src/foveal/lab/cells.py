@@ -1,0 +1,54 @@
+"""Finished cells (one arm at one seed) on disk, so that an interrupted run goes on instead of starting again."""
+
+import base64
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from foveal.lab.files import write_atomically
+from foveal.lab.run import Cost, Curve
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one arm left at one seed."""
+
+    arm: str
+    seed: int
+    metrics: dict[str, float]
+    cost: Cost
+    curves: dict[str, Curve]
+    figures: dict[str, bytes]
+
+
+class CellStore:
+    """Cells in a folder, one JSON file each. A file counts only under the ``key`` it was written with, and whole."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+
+    def save(self, cell: Cell) -> None:
+        pictures = {name: base64.b64encode(data).decode() for name, data in cell.figures.items()}
+        body = json.dumps({**asdict(cell), "figures": pictures}, allow_nan=False)
+        document = {"key": self.key, "sha256": hashlib.sha256(body.encode()).hexdigest(), "cell": body}
+        write_atomically(self._path(cell.arm, cell.seed), json.dumps(document).encode())
+
+    def load(self, arm: str, seed: int) -> Cell | None:
+        """The cell, or None when there is none of this key; a damaged file is as good as none."""
+        try:
+            document = json.loads(self._path(arm, seed).read_text(encoding="utf-8"))
+            body = document["cell"]
+            if document["key"] != self.key or document["sha256"] != hashlib.sha256(body.encode()).hexdigest():
+                return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        fields: dict[str, Any] = json.loads(body)
+        fields["cost"] = Cost(**fields["cost"])
+        fields["curves"] = {name: [(step, value) for step, value in curve] for name, curve in fields["curves"].items()}
+        fields["figures"] = {name: base64.b64decode(data) for name, data in fields["figures"].items()}
+        return Cell(**fields)
+
+    def _path(self, arm: str, seed: int) -> Path:
+        return self.folder / f"{arm}-{seed}.json"
