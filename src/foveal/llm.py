@@ -21,7 +21,7 @@ class Turn(TypedDict):
     """One message of a conversation."""
 
     role: str
-    """"system", "user" or "assistant"."""
+    """ "system", "user" or "assistant"."""
     content: str
 
 

@@ -10,8 +10,9 @@ def main(
 ) -> None:
     """Answer a question about a picture with a small language model that is told what a classifier sees.
 
-    Good for "What is this?" and "Is there a cat?". It cannot tell colours, numbers or places, and knows only the 1,000
-    classes of ImageNet: tulips, rocks and paintings come out wrong. It does not say when it does not know.
+    For "What is this?" and "Is there a cat?": of the things that are there it affirms 69 %, of others 14 %. It cannot
+    tell colours, numbers, places or what is general ("an animal"), and knows only the 1,000 classes of ImageNet:
+    tulips, rocks and paintings come out wrong. It does not say when it does not know.
 
     Args:
         image: picture file; JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.

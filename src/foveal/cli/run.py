@@ -70,7 +70,7 @@ def measure(
     entry = loader.paper(slug)
 
     from foveal.lab.progress import CellBar
-    from foveal.lab.publish import check_destination, publish
+    from foveal.lab.publishing import check_destination, publish
     from foveal.lab.recipe import load
     from foveal.lab.runner import run_recipe
 
@@ -103,7 +103,7 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
 
     from foveal.lab.wording import control_texts
 
-    for table in (claims_table(result), arms_table(result)):
+    for table in (claims_table(result), metrics_table(result), costs_table(result)):
         if table.row_count:
             console.print(table)
             console.print()
@@ -132,23 +132,35 @@ def claims_table(result: dict[str, Any]) -> Any:
     return table
 
 
-def arms_table(result: dict[str, Any]) -> Any:
-    """One row for each arm: its metrics over the seeds and what it cost."""
+def metrics_table(result: dict[str, Any]) -> Any:
+    """One row for each arm: mean ± standard deviation of its metrics over the seeds."""
+    from foveal.lab.wording import spread
+
+    arms = result["arms"].values()
+    metrics = list(dict.fromkeys(metric for arm in arms for metric in arm["metrics"]))
+    cells = [[spread(arm["metrics"][name]) if name in arm["metrics"] else "" for name in metrics] for arm in arms]
+    return arms_table(result, metrics, cells)
+
+
+def costs_table(result: dict[str, Any]) -> Any:
+    """One row for each arm: what it used."""
+    from foveal.lab.wording import COSTS, HEADERS, cost_text
+
+    arms = result["arms"].values()
+    known = [cost for cost in COSTS if any(arm["cost"][cost] is not None for arm in arms)]
+    cells = [[cost_text(cost, arm["cost"][cost]) for cost in known] for arm in arms]
+    return arms_table(result, [HEADERS[COSTS.index(cost)] for cost in known], cells)
+
+
+def arms_table(result: dict[str, Any], columns: list[str], cells: list[list[str]]) -> Any:
+    """The arms' names before the columns."""
     from rich.table import Table
     from rich.text import Text
 
-    from foveal.lab.wording import COSTS, HEADERS, cost_text, spread
-
-    arms = result["arms"]
-    metrics = list(dict.fromkeys(metric for arm in arms.values() for metric in arm["metrics"]))
-    costs = [cost for cost in COSTS if any(arm["cost"][cost] is not None for arm in arms.values())]
-    headers = dict(zip(COSTS, HEADERS, strict=True))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("arm", style="cyan")
-    for column in (*metrics, *(headers[cost] for cost in costs)):
+    table.add_column("arm", style="cyan", no_wrap=True)
+    for column in columns:
         table.add_column(Text(column), justify="right")
-    for name, arm in arms.items():
-        cells = [spread(arm["metrics"][metric]) if metric in arm["metrics"] else "" for metric in metrics]
-        cells += [cost_text(cost, arm["cost"][cost]) for cost in costs]
-        table.add_row(Text(name + (" (control)" if arm["control"] else "")), *map(Text, cells))
+    for (name, arm), row in zip(result["arms"].items(), cells, strict=True):
+        table.add_row(Text(name + (" (control)" if arm["control"] else "")), *map(Text, row))
     return table

@@ -12,7 +12,7 @@ def main(
     k: int = 5,
     json: bool = False,
 ) -> None:
-    """Search the pictures in a folder and below it. The first search looks at each picture, later ones only at new ones.
+    """Search the pictures in a folder and below it. Later searches look only at pictures that are new.
 
     Finds what the 1,000 classes of ImageNet know. Things without a class (tulips, rocks, paintings), colours, numbers
     and people's names cannot be searched for.
@@ -59,4 +59,4 @@ def _print_found(found: list) -> None:
 
     console = Console()
     for path, score in found:
-        console.print(Text(f"{score:5.2f}  ", style="dim") + Text(str(path), style="cyan"), soft_wrap=True)
+        console.print(Text(f"{score:6.1f}  ", style="dim") + Text(str(path), style="cyan"), soft_wrap=True)

@@ -1,8 +1,8 @@
 """Questions about a picture, answered by a small language model that is told what the eyes see.
 
-SmolLM2 reads the picture's words after worked examples: as a chat it rambles, or explains what a cat is. Whether
-something is there it cannot tell even from a list (it says no to everything), so the eyes decide yes or no, by the
-words and by `ZeroShot`, and the language model only goes on from there.
+SmolLM2 reads the picture's words after worked examples; in three chat prompts it rambled, or explained what a cat is.
+Whether something is there it cannot tell even from a list (on 36 questions, half of them to be affirmed, it said no to
+35), so `ZeroShot` decides yes or no, and the language model only goes on from there.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from foveal.connect.sitta_captioner import STOPWORDS
-from foveal.data.text import mentions, words
+from foveal.data.text import words
 from foveal.demo.eyes import Eyes
 from foveal.demo.zero_shot import ZeroShot
 from foveal.llm import LanguageModel
 
 LIKELY = 0.05  # classes at least this probable are told
-THERE = 0.3  # `ZeroShot` score from which a thing counts as seen
+THERE = 0.2  # `ZeroShot` score from which a thing counts as seen: 69 % of the first nouns of the 35 bundled photos do,
+# and 14 % of those of other photos (0.1: 86 and 36 %, 0.3: 49 and 7 %). Asking for the words adds nothing to it.
 YES_NO = re.compile(r"\s*(is|are|was|were|do|does|did|can|could|has|have|had|will|would)\b", re.IGNORECASE)
 FILLER = STOPWORDS | set(
     words("photo photograph picture image scene see seen show shows shown visible contain contains will somewhere")
@@ -38,7 +39,7 @@ PHOTO = "Photo: {}\nQuestion: {}\nAnswer:"
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said, and what it rests on."""
+    """What was said, and on what it rests."""
 
     text: str
     seen: list[str]
@@ -55,18 +56,16 @@ def answer(
         raise ValueError(f"question={question!r} is empty: ask something")
     likely = [name for name, probability in eyes.labels(image) if probability >= LIKELY]
     seen = list(dict.fromkeys([*likely, *eyes.words(image)]))
-    decided = decide(zero_shot, image, seen, question)
+    decided = decide(zero_shot, image, question)
     shots = "".join(f"{PHOTO.format(*example[:2])} {example[2]}\n\n" for example in EXAMPLES)
     prompt = shots + PHOTO.format(", ".join(seen), " ".join(question.split())) + (f" {decided}," if decided else "")
     said = language.generate([prompt], max_new_tokens=24, stop=["\n"])[0].strip()
     return Answer(f"{decided}, {said}" if decided else said, seen, decided)
 
 
-def decide(zero_shot: ZeroShot, image: UInt8[np.ndarray, "_ _ 3"], seen: list[str], question: str) -> str:
+def decide(zero_shot: ZeroShot, image: UInt8[np.ndarray, "_ _ 3"], question: str) -> str:
     """ "Yes" or "No" to a question whether something is there, "" to any other."""
     things = [word for word in words(question) if word not in FILLER]
     if not YES_NO.match(question) or not things:
         return ""
-    asked = " ".join(things)
-    named = any(mentions(text, asked) for text in seen)
-    return "Yes" if named or float(zero_shot.scores(zero_shot.logits([image]), [asked])) >= THERE else "No"
+    return "Yes" if float(zero_shot.scores(zero_shot.logits([image]), [" ".join(things)])) >= THERE else "No"

@@ -1,8 +1,8 @@
 """Two more ways from the same frozen eyes to the same frozen language model, fitted on Twemoji and their names.
 
 `fit_names` solves for SITTA's map in closed form; `train_limber` trains LiMBeR's affine map for a minute. Both read
-pooled EfficientNet-Lite0 features, which are computed once. Every family of drawings counts once (its plainest drawing),
-so that skin tones and flags do not drown the rest, and nothing here ever sees a held-out emoji.
+pooled EfficientNet-Lite0 features, which are computed once. Every family of drawings counts once (its plainest
+drawing), so that skin tones and flags do not drown the rest, and nothing here ever sees a held-out emoji.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def name_embeddings(eyes: Eyes, names: Sequence[str]) -> Float[Tensor, "n dl"]:
     return torch.stack(means)
 
 
-def fit_names(eyes: Eyes, train: Drawings, rng: np.random.Generator) -> tuple[SittaMapper, dict[str, float]]:
+def fit_names(
+    eyes: Eyes, train: Drawings, rng: np.random.Generator, progress: Progress
+) -> tuple[SittaMapper, dict[str, float]]:
     """SITTA's map from drawings to the tokens of their names, and each method's mean reciprocal rank.
 
     The method is the one that ranks the names of a random fifth of the train drawings best when fitted on the rest.
@@ -92,11 +94,15 @@ def fit_names(eyes: Eyes, train: Drawings, rng: np.random.Generator) -> tuple[Si
         return SittaMapper(method).fit(train.features[chosen], [tokens[index] for index in chosen], eyes.embeddings)
 
     names = name_embeddings(eyes, [train.names[index] for index in validation])
-    scores = {
-        method: float((1 / name_ranks(fitted(method, rest).transform(train.features[validation]), names)).mean())
-        for method in METHODS
-    }
-    return fitted(max(scores, key=lambda method: scores[method]), usable), scores
+    scores = {}
+    for done, method in enumerate(METHODS):
+        progress("fitting SITTA on emoji names", done, len(METHODS) + 1)
+        ranks = name_ranks(fitted(method, rest).transform(train.features[validation]), names)
+        scores[method] = float((1 / ranks).mean())
+    progress("fitting SITTA on emoji names", len(METHODS), len(METHODS) + 1)
+    best = fitted(max(scores, key=lambda method: scores[method]), usable)
+    progress("fitting SITTA on emoji names", len(METHODS) + 1, len(METHODS) + 1)
+    return best, scores
 
 
 def sitta_captioner(eyes: Eyes, mapper: SittaMapper, orders: int) -> SittaCaptioner:

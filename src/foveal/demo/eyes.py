@@ -1,7 +1,7 @@
 """Real frozen parts that see and speak, joined by SITTA without training anything and without a captioned image.
 
-EfficientNet-Lite0's classifier has a weight row for each ImageNet class, SmolLM2 an embedding for each word of the class
-names: one Procrustes rotation takes the rows to the words, and with them whatever the classifier sees in a picture.
+EfficientNet-Lite0's classifier has a weight row for each ImageNet class, SmolLM2 an embedding for each word of the
+class names: one Procrustes rotation takes the rows to the words, and with them what the classifier sees in a picture.
 So the eyes know what the 1,000 classes know. A picture of anything else (tulips, rocks, a painting, a person) is named
 after the classes that look most like it, fluently and wrongly.
 """
@@ -9,6 +9,7 @@ after the classes that look most like it, fluently and wrongly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -46,7 +47,8 @@ class Eyes:
 
     def __init__(self, vision: EfficientNetLite0, language: SmolLM2) -> None:
         self.vision, self.language = vision, language
-        self.embeddings: Float[Tensor, "v dl"] = language.model.get_input_embeddings().weight.detach()
+        model: Any = language.model
+        self.embeddings: Float[Tensor, "v dl"] = model.get_input_embeddings().weight.detach()
         self.whole: Bool[Tensor, " v"] = whole_words(language.tokenizer, len(self.embeddings))
         self.mapper = SittaMapper("procrustes")
         self.mapper.fit(vision.classifier_weight, self._class_tokens(), self.embeddings)
@@ -104,7 +106,7 @@ class Eyes:
         return class_name_pairs(self.vision.class_names, tokenize, self.whole, STOPWORDS | {"having"})
 
     def _captioner(self, k: int) -> SittaCaptioner:
-        tokenizer = self.language.tokenizer
+        tokenizer: Any = self.language.tokenizer
         return SittaCaptioner(
             self.mapper,
             self.language.model,
@@ -116,5 +118,3 @@ class Eyes:
             pool=max(POOL, 5 * k),
             allowed=self.whole,
         )
-
-

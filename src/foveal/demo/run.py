@@ -140,7 +140,7 @@ def run(own: Sequence[Picture], size: Size, seed: int, progress: Progress) -> Fi
         found.train_families = len(train_emoji)
     voices = _Voices(eyes, size)
     with found.timed("fit SITTA on emoji names"):
-        voices.pairs, found.method_scores = fit_names(eyes, train, rng)
+        voices.pairs, found.method_scores = fit_names(eyes, train, rng, progress)
         found.method = voices.pairs.method
     with found.timed("train LiMBeR"):
         voices.limber = train_limber(eyes, train, progress, size.steps, seed)
@@ -225,7 +225,10 @@ def _describe(
     real = list(own) or sample_pictures(size.shown)
     drawn = [Picture(emoji.name, f"Twemoji {emoji.key}", twemoji.picture(emoji, 144)) for emoji in chosen]
     things = list(dict.fromkeys(sample.meta["nouns"][0] for sample in photos()))
-    label_sets = [(things, name_embeddings(voices.eyes, things)), (test.names, name_embeddings(voices.eyes, test.names))]
+    label_sets = [
+        (things, name_embeddings(voices.eyes, things)),
+        (test.names, name_embeddings(voices.eyes, test.names)),
+    ]
     captioners = voices.captioners()
     for index, picture in enumerate(real + drawn):
         progress("describing pictures", index, len(real) + len(drawn))

@@ -40,12 +40,12 @@ class PictureIndex:
     """How many were not in the cache."""
 
     def search(self, zero_shot: ZeroShot, text: str, k: int = 5) -> list[tuple[Path, float]]:
-        """The k pictures that fit the text best, with their scores (see `ZeroShot.scores`), best first."""
+        """The k pictures that fit the text best, with `ZeroShot.matches`, best first."""
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         if not self.paths:
             return []
-        scores = zero_shot.scores(self.logits, [text])[:, 0]
+        scores = zero_shot.matches(self.logits, [text])[:, 0]
         best = scores.argsort(descending=True, stable=True)[:k]
         return [(self.paths[i], float(scores[i])) for i in best.tolist()]
 

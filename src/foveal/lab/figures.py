@@ -3,6 +3,7 @@
 Figures are made with `subplots` and not with pyplot, which would keep each of them and look for a screen.
 """
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,16 +33,26 @@ STYLE: Any = {
     # Okabe and Ito's colours, told apart with every kind of colour vision
     "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]),
 }
+in_house_style = matplotlib.rc_context(STYLE)  # decorates what draws, around arms and here
 METHOD, BASELINE, CONTROL = "#0072B2", "#8a8a8a", "#d0d0d0"
 
 
+@in_house_style
 def subplots(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.5) -> tuple[Figure, Any]:
     """A figure in the house style and its axes, shaped as matplotlib's own ``subplots`` does; size in inches."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
-        return figure, figure.subplots(rows, columns)
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(rows, columns)
 
 
+@in_house_style
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes every time: no version in it, no display needed."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+@in_house_style
 def picture_grid(pictures: Sequence[Any], captions: Sequence[str], columns: int = 4, size: float = 1.8) -> Figure:
     """Pictures with a caption under each.
 
@@ -69,6 +80,7 @@ def picture_grid(pictures: Sequence[Any], captions: Sequence[str], columns: int 
     return figure
 
 
+@in_house_style
 def bars(result: Mapping[str, Any]) -> Figure:
     """Every claimed metric in a panel: mean of each arm, standard deviation, and one dot for each seed."""
     metrics = list(dict.fromkeys(claim["on"] for claim in result["claims"]))
@@ -100,6 +112,7 @@ def _panel(axis: Axes, metric: str, methods: set[str], arms: Mapping[str, Any]) 
     axis.set_title(metric)
 
 
+@in_house_style
 def curves(result: Mapping[str, Any], name: str = "loss") -> Figure | None:
     """A recorded curve of every arm that has one, mean over seeds with their range; None when no arm has."""
     shown = {arm: entry["curves"][name] for arm, entry in result["arms"].items() if name in entry["curves"]}

@@ -7,6 +7,8 @@ from typing import Any
 from foveal.lab.recipe import Recipe
 from foveal.lab.wording import COSTS, HEADERS, claim_text, control_texts, cost_text, interval, spread
 
+SUMMARY, LOSS = "summary.png", "loss.png"  # pictures of every recipe, beside those its arms draw
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -24,23 +26,23 @@ class Subject:
 
 def method_page(result: Mapping[str, Any], recipe: Recipe, subject: Subject, pictures: Mapping[str, str]) -> str:
     """The page in Markdown. ``pictures``: file name -> address relative to the page, in the order to show them."""
+    shown = {name: f"![{_caption(name)}]({address})" for name, address in pictures.items()}
+    own = [line for name, line in shown.items() if name not in (SUMMARY, LOSS)]
     blocks = [f"# {recipe.paper}: {subject.title}", *_warnings(result)]
     blocks += [subject.summary, f"[{subject.citation}]({subject.url})"]
     blocks += ["## What the lab found", _claims(result)]
-    blocks += [f"![{_caption(name)}]({address})" for name, address in pictures.items() if name == "summary.png"]
-    blocks += ["Bars are means, whiskers standard deviations, dots single seeds.", "## The arms"]
-    blocks += [*_metrics(result), _costs(result)]
+    if SUMMARY in shown:
+        blocks += [shown[SUMMARY], "Bars are means, whiskers standard deviations, dots single seeds."]
+    blocks += ["## Pictures", *own] if own else []
+    blocks += ["## Use it", f"```python\n{recipe.example.strip() or subject.use}\n```"]
+    blocks += ["On a real model or your own files:", f"```bash\n{recipe.real.strip()}\n```"]
+    blocks += ["## How it works", subject.explanation] if subject.explanation else []
+    blocks += ["## How it was measured", recipe.about, *_metrics(result), _costs(result)]
     blocks += [
         "FLOPs are those of matrix products, convolutions and attention, counted on the first seed; seconds and memory "
         f"are medians over the others. Hardware: {_hardware(result)}."
     ]
-    others = [f"![{_caption(name)}]({address})" for name, address in pictures.items() if name != "summary.png"]
-    blocks += ["## Pictures", *others] if others else []
-    if subject.explanation:
-        blocks += ["## How it works", subject.explanation]
-    blocks += ["## Use it", f"```python\n{_example(recipe, subject)}\n```"]
-    blocks += ["On a real model or your own files:", f"```bash\n{recipe.real.strip()}\n```"]
-    blocks += ["## How it was measured", recipe.about, _repeat(result)]
+    blocks += [shown.get(LOSS, ""), "## Measure it again", _repeat(result)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -96,10 +98,6 @@ def _label(result: Mapping[str, Any], name: str) -> str:
 def _hardware(result: Mapping[str, Any]) -> str:
     machine = result["hardware"]
     return f"{machine['gpu'] or machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
-
-
-def _example(recipe: Recipe, subject: Subject) -> str:
-    return recipe.example.strip() or subject.use
 
 
 def _repeat(result: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """`Run`: what one arm is given for one seed, and where it leaves what it did beside its metrics."""
 
-import io
 import re
 import sys
 import zlib
@@ -13,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from foveal.lab.figures import png
 from foveal.train.meters import Meter, count_parameters
 
 SMOKE_STEPS, SMOKE_SIZE = 2, 64
@@ -179,10 +179,3 @@ def device() -> torch.device:
 def add(left: Any, right: Any) -> Any:
     """The sum of what is known of two numbers."""
     return left if right is None else right if left is None else left + right
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG, the same bytes every time: no date, no version, no display."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()

@@ -5,7 +5,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 COSTS = ("seconds", "flops", "parameters", "trainable", "tokens", "peak_memory_bytes")
-HEADERS = ("seconds", "FLOPs", "parameters", "of these trained", "tokens", "peak memory")
+HEADERS = ("seconds", "FLOPs", "parameters", "trained", "tokens", "memory")
 
 
 def number(value: float) -> str:
@@ -60,7 +60,7 @@ def cost_text(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     if name == "seconds":
-        return f"{value:.1f}"
+        return number(value)
     if name == "peak_memory_bytes":
         return f"{value / 2**20:,.0f} MiB"
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from foveal.connect.limber import Limber, LimberConnector, caption_category, property_agreement
 from foveal.data import world
@@ -23,6 +23,7 @@ from foveal.data.transforms import to_tensor
 from foveal.data.word_ids import WordIds
 from foveal.lab import Claim, Recipe, Run, figures
 from foveal.recipes._encoders import OBJECTIVES, TinyEncoder
+from foveal.recipes._language import tiny_llama
 from foveal.train import FitConfig, fit
 
 SHAPES = tuple(world.SHAPES)
@@ -48,14 +49,9 @@ def ids(texts: list[str]) -> Tensor:
 
 
 def language_model(run: Run) -> LlamaForCausalLM:
-    """A small Llama that has read captions of scenes that nothing else here uses."""
-    size = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = run.build(LlamaForCausalLM, LlamaConfig(vocab_size=len(WORDS), **size))
+    """Has read captions of scenes that nothing else here uses."""
     others = world.World(SCENES, 20_000 + run.seed, run.size(8000))
-    text = ids(captions([others.scene(i) for i in range(len(others))]))
-    loss = lambda model, batch: model(input_ids=batch[0], labels=batch[0]).loss  # noqa: E731
-    fit(model, TensorDataset(text), steps=run.steps(300), loss=loss, config=FitConfig(lr=2e-3), on=run)
-    return model
+    return tiny_llama(run, ids(captions([others.scene(i) for i in range(len(others))])), len(WORDS))
 
 
 def encoder(run: Run, objective: str) -> TinyEncoder:

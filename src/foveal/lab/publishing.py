@@ -4,10 +4,9 @@ from pathlib import Path
 
 from foveal.lab import figures
 from foveal.lab.files import write_atomically
-from foveal.lab.page import Subject, method_page
+from foveal.lab.page import LOSS, SUMMARY, Subject, method_page
 from foveal.lab.recipe import Recipe
 from foveal.lab.result import FEWEST_SEEDS, write_result
-from foveal.lab.run import png
 from foveal.lab.runner import Outcome
 
 
@@ -46,6 +45,6 @@ def _summary(outcome: Outcome) -> dict[str, bytes]:
     """What every page shows: the claimed metrics, and the losses where an arm has recorded some."""
     drawn = {}
     if outcome.result["claims"]:
-        drawn["summary.png"] = png(figures.bars(outcome.result))
+        drawn[SUMMARY] = figures.png(figures.bars(outcome.result))
     loss = figures.curves(outcome.result)
-    return drawn | ({"loss.png": png(loss)} if loss else {})
+    return drawn | ({LOSS: figures.png(loss)} if loss else {})

@@ -1,0 +1,113 @@
+"""The fitted connectors on a language model of a few hundred words."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from foveal.connect.sitta import standardize
+from foveal.data import twemoji
+from foveal.demo import connectors
+from foveal.demo.connectors import Drawings, caption_ids, fit_names, name_embeddings, plainest, train_limber
+
+VOCABULARY, WIDTH, EOS = 300, 16, 2
+
+
+class Words:
+    """One token for each word, numbered as they come."""
+
+    eos_token_id = EOS
+
+    def __init__(self):
+        self.ids = {}
+
+    def __call__(self, text, add_special_tokens=False):
+        return {"input_ids": [self.ids.setdefault(word, 3 + len(self.ids)) for word in text.split()]}
+
+    def batch_decode(self, rows, skip_special_tokens):
+        names = {index: word for word, index in self.ids.items()}
+        return [" ".join(names.get(i, "?") for i in row.tolist() if i != EOS) for row in rows]
+
+
+@pytest.fixture
+def eyes():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+        initializer_range=0.3,  # a model that says one thing rather than another
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    embeddings = model.get_input_embeddings().weight.detach()
+    targets = standardize(embeddings)[0]
+    language = SimpleNamespace(model=model, tokenizer=Words())
+    return SimpleNamespace(language=language, embeddings=embeddings, mapper=SimpleNamespace(targets=targets))
+
+
+@pytest.fixture
+def drawings(eyes):
+    """Sixty emoji whose features are an exact rotation of their names' embeddings, with a little noise."""
+    emojis = tuple(plainest("train")[100:160])
+    names = name_embeddings(eyes, [emoji.name for emoji in emojis])
+    generator = torch.Generator().manual_seed(1)
+    rotation = torch.linalg.qr(torch.randn(24, WIDTH, generator=generator))[0].mT
+    return Drawings(emojis, names @ rotation + 0.02 * torch.randn(60, 24, generator=generator))
+
+
+def test_one_drawing_of_each_family_and_no_family_on_both_sides():
+    train, held_out = plainest("train"), plainest("held_out")
+    bases = [emoji.base for emoji in train + held_out]
+    assert len(bases) == len(set(bases)) == len({emoji.base for emoji in twemoji.emojis()})
+    assert {twemoji.split(emoji) for emoji in held_out} == {"held_out"}
+    assert not [emoji.name for emoji in held_out if "skin tone" in emoji.name]
+
+
+def test_map_on_names_finds_what_it_was_not_fitted_on(eyes, drawings):
+    mapper, scores = fit_names(eyes, drawings, np.random.default_rng(0), lambda *_: None)
+    assert set(scores) == set(connectors.METHODS)
+    assert mapper.method == max(scores, key=scores.get)
+    assert max(scores.values()) > 0.5  # 12 names: a guess gets about 0.26
+    again, same = fit_names(eyes, drawings, np.random.default_rng(0), lambda *_: None)
+    assert same == scores
+    assert torch.equal(again.W, mapper.W)
+
+
+def test_a_name_without_letters_has_no_direction(eyes):
+    vectors = name_embeddings(eyes, ["123", "red apple"])
+    assert not vectors[0].any()
+    assert vectors[1].any()
+
+
+def test_captions_end_and_long_names_are_left_out():
+    kept, ids = caption_ids(Words(), ["Red apple", "a b c d e", "dog"], EOS)
+    assert kept == [0, 2]
+    assert ids.tolist() == [[3, 4, EOS, EOS, EOS], [10, EOS, EOS, EOS, EOS]]
+
+
+def test_limber_trains_the_map_only(eyes, drawings, monkeypatch):
+    monkeypatch.setattr(connectors, "LEARNING_RATE", 3e-2)
+    before = {name: value.clone() for name, value in eyes.language.model.state_dict().items()}
+    steps = []
+    told = train_limber(eyes, drawings, lambda what, done, total: steps.append((done, total)), steps=40, seed=0)
+    assert steps == [(step, 40) for step in range(1, 41)]
+    assert all(torch.equal(value, before[name]) for name, value in eyes.language.model.state_dict().items())
+    assert len(told.captions(drawings.features[:5])) == 5
+
+    def loss(captioner):
+        z = standardize(drawings.features, captioner.mean, captioner.std)[0]
+        kept, ids = caption_ids(eyes.language.tokenizer, drawings.names, EOS)
+        with torch.no_grad():
+            return captioner.limber.eval()(z[kept], ids).loss.item()
+
+    short = train_limber(eyes, drawings, lambda *_: None, steps=1, seed=0)
+    assert loss(told) < loss(short) - 0.1
+    again = train_limber(eyes, drawings, lambda *_: None, steps=1, seed=0)
+    assert torch.equal(again.limber.connector.proj.weight, short.limber.connector.proj.weight)
