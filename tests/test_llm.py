@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveal import zoo
-from foveal.llm import LocalLanguageModel, ScriptedLanguageModel
+from foveal.llm import HFLM, ScriptedLM
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
 
@@ -12,7 +12,7 @@ CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in
 @pytest.fixture(scope="module")
 def smollm2():
     part = zoo.load("smollm2")
-    return LocalLanguageModel(part.model, part.tokenizer)
+    return HFLM(part.model, part.tokenizer)
 
 
 def test_answers_a_conversation_and_continues_a_text(smollm2):
@@ -82,18 +82,18 @@ def test_no_prompts_no_texts(smollm2):
 
 
 def test_the_scripted_model_answers_in_order_and_remembers():
-    scripted = ScriptedLanguageModel(["a cat. And more", " a dog "])
+    scripted = ScriptedLM(["a cat. And more", " a dog "])
     assert scripted.generate(["first"], stop=["."]) == ["a cat"]
     assert scripted.complete(CAPITAL) == "a dog"
-    assert scripted.prompts == ["first", CAPITAL]
+    assert scripted.calls == ["first", CAPITAL]
     with pytest.raises(ValueError, match="all 2 were given"):
         scripted.generate(["third"])
 
 
 def test_the_scripted_model_answers_by_function():
-    scripted = ScriptedLanguageModel(lambda prompt: prompt.upper())
+    scripted = ScriptedLM(lambda prompt: prompt.upper())
     assert scripted.generate(["a", "b"]) == ["A", "B"]
-    with pytest.raises(ValueError, match="answers"):
-        ScriptedLanguageModel("one answer")
+    with pytest.raises(ValueError, match="replies"):
+        ScriptedLM("one answer")
     with pytest.raises(ValueError, match="max_new_tokens"):
         scripted.generate(["a"], max_new_tokens=0)

@@ -1,7 +1,7 @@
 """Language models as methods ask them: prompts in, texts out, the same for a local model and for one that is scripted.
 
-A method takes any `LanguageModel` and never learns which one it talks to. `LocalLanguageModel` runs a causal model of
-Hugging Face (`smollm2()` the one that comes with foveal); `ScriptedLanguageModel` says what a test wants to hear.
+A method takes any `LanguageModel` and never learns which one it talks to. `HFLM` runs a causal model of
+Hugging Face (`smollm2()` the one that comes with foveal); `ScriptedLM` says what a test wants to hear.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LanguageModel(Protocol):
         return self.generate([messages], **options)[0].strip()
 
 
-class LocalLanguageModel(LanguageModel):
+class HFLM(LanguageModel):
     """A causal language model of Hugging Face with its tokenizer.
 
     Args:
@@ -167,17 +167,17 @@ class _StopStrings:
         return torch.tensor([any(string in text for string in self.stop) for text in texts], device=ids.device)
 
 
-class ScriptedLanguageModel(LanguageModel):
-    """Answers by script, for tests and rules: from a list in its order, or by a function of the prompt.
+class ScriptedLM(LanguageModel):
+    """Replies by script, for tests and rules: from a list in its order, or by a function of the prompt.
 
-    ``prompts`` holds every prompt so far.
+    ``calls`` holds every prompt so far.
     """
 
-    def __init__(self, answers: Sequence[str] | Callable[[Prompt], str]) -> None:
-        if isinstance(answers, str):
-            raise ValueError(f"answers={answers!r}: pass a list of answers, or a function of the prompt")
-        self.answers = answers if callable(answers) else list(answers)
-        self.prompts: list[Prompt] = []
+    def __init__(self, replies: Sequence[str] | Callable[[Prompt], str]) -> None:
+        if isinstance(replies, str):
+            raise ValueError(f"replies={replies!r}: pass a list of replies, or a function of the prompt")
+        self.replies = replies if callable(replies) else list(replies)
+        self.calls: list[Prompt] = []
 
     def generate(
         self,
@@ -188,28 +188,28 @@ class ScriptedLanguageModel(LanguageModel):
         stop: Sequence[str] = (),
         generator: torch.Generator | None = None,
     ) -> list[str]:
-        """The next answers, cut at ``stop``; other options are checked and change nothing.
+        """The next replies, cut at ``stop``; other options are checked and change nothing.
 
-        Raises ValueError when a list of answers has run out.
+        Raises ValueError when a list of replies has run out.
         """
         _check(prompts, stop, max_new_tokens, temperature)
         return [_cut(self._answer(prompt), stop) for prompt in prompts]
 
     def _answer(self, prompt: Prompt) -> str:
-        self.prompts.append(prompt)
-        if callable(self.answers):
-            return self.answers(prompt)
-        if len(self.prompts) > len(self.answers):
-            raise ValueError(f"answers: all {len(self.answers)} were given, none is left for {prompt!r}")
-        return self.answers[len(self.prompts) - 1]
+        self.calls.append(prompt)
+        if callable(self.replies):
+            return self.replies(prompt)
+        if len(self.calls) > len(self.replies):
+            raise ValueError(f"replies: all {len(self.replies)} were given, none is left for {prompt!r}")
+        return self.replies[len(self.calls) - 1]
 
 
-def smollm2() -> LocalLanguageModel:
+def smollm2() -> HFLM:
     """SmolLM2-135M-Instruct from the zoo: answers in short sentences, knows little and invents the rest."""
     from foveal import zoo
 
     part = zoo.load("smollm2")
-    return LocalLanguageModel(part.model, part.tokenizer)
+    return HFLM(part.model, part.tokenizer)
 
 
 def _check(prompts: Sequence[Prompt], stop: Sequence[str], max_new_tokens: int, temperature: float) -> None:

@@ -64,7 +64,7 @@ def test_arms_and_seeds(capsys, place):
     assert place.cells_run() == [f"{arm} {seed}" for seed in (4, 5, 6, 7) for arm in ("plain", "better")]
     assert result["partial"]
     assert result["command"] == "foveal run limber --arms plain,better --seeds 4,5,6,7"
-    assert [claim["verdict"] for claim in result["claims"]][0] == "reproduced"
+    assert next(claim["verdict"] for claim in result["claims"]) == "reproduced"
 
 
 def test_a_second_call_goes_on_and_fresh_starts_again(capsys, place):

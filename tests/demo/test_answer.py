@@ -3,7 +3,7 @@
 import pytest
 
 from foveal.demo.answer import answer, decide
-from foveal.llm import LocalLanguageModel, ScriptedLanguageModel
+from foveal.llm import HFLM, ScriptedLM
 
 
 @pytest.mark.parametrize(
@@ -21,15 +21,15 @@ def test_yes_and_no(zero_shot, cat, question, decided):
 
 
 def test_the_model_is_told_what_is_seen_and_goes_on_from_the_decision(eyes, zero_shot, cat):
-    scripted = ScriptedLanguageModel([" there is a cat.\n\nPhoto: next"])
+    scripted = ScriptedLM([" there is a cat.\n\nPhoto: next"])
     found = answer(eyes, zero_shot, scripted, cat, "Is there\n a cat?")
     assert found.text == "Yes, there is a cat."
     assert "tabby cat" in found.seen
-    assert scripted.prompts[0].endswith(f"Photo: {', '.join(found.seen)}\nQuestion: Is there a cat?\nAnswer: Yes,")
+    assert scripted.calls[0].endswith(f"Photo: {', '.join(found.seen)}\nQuestion: Is there a cat?\nAnswer: Yes,")
 
 
 def test_real_answers(eyes, zero_shot, cat, church):
-    language = LocalLanguageModel(eyes.language.model, eyes.language.tokenizer)
+    language = HFLM(eyes.language.model, eyes.language.tokenizer)
     assert "cat" in answer(eyes, zero_shot, language, cat, "What is this?").text
     assert "church" in answer(eyes, zero_shot, language, church, "What is in the picture?").text
     assert answer(eyes, zero_shot, language, church, "Is there a cat?").text.startswith("No, ")
@@ -37,4 +37,4 @@ def test_real_answers(eyes, zero_shot, cat, church):
 
 def test_an_empty_question(eyes, zero_shot, cat):
     with pytest.raises(ValueError, match="question"):
-        answer(eyes, zero_shot, ScriptedLanguageModel([]), cat, "  ")
+        answer(eyes, zero_shot, ScriptedLM([]), cat, "  ")

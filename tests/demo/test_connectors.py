@@ -18,17 +18,18 @@ VOCABULARY, WIDTH, EOS = 300, 16, 2
 class Words:
     """One token for each word, numbered as they come."""
 
-    eos_token_id = EOS
-
     def __init__(self):
         self.ids = {}
 
     def __call__(self, text, add_special_tokens=False):
         return {"input_ids": [self.ids.setdefault(word, 3 + len(self.ids)) for word in text.split()]}
 
-    def batch_decode(self, rows, skip_special_tokens):
+    def text(self, row):
         names = {index: word for word, index in self.ids.items()}
-        return [" ".join(names.get(i, "?") for i in row.tolist() if i != EOS) for row in rows]
+        return " ".join(names.get(int(index), "?") for index in row)
+
+    def batch_decode(self, rows):
+        return [self.text(row) for row in rows]
 
 
 @pytest.fixture
@@ -87,9 +88,10 @@ def test_a_name_without_letters_has_no_direction(eyes):
 
 
 def test_captions_end_and_long_names_are_left_out():
-    kept, ids = caption_ids(Words(), ["Red apple", "a b c d e", "dog"], EOS)
+    kept, ids, end = caption_ids(words := Words(), ["Red apple", "a b c d e", "dog"])
     assert kept == [0, 2]
-    assert ids.tolist() == [[3, 4, EOS, EOS, EOS], [10, EOS, EOS, EOS, EOS]]
+    assert [words.text(row) for row in ids] == ["A picture of a red apple . .", "A picture of a dog . . ."]
+    assert words.text([end]) == "."
 
 
 def test_limber_trains_the_map_only(eyes, drawings, monkeypatch):
@@ -97,13 +99,15 @@ def test_limber_trains_the_map_only(eyes, drawings, monkeypatch):
     before = {name: value.clone() for name, value in eyes.language.model.state_dict().items()}
     steps = []
     told = train_limber(eyes, drawings, lambda what, done, total: steps.append((done, total)), steps=40, seed=0)
-    assert steps == [(step, 40) for step in range(1, 41)]
+    assert steps == [(step, 40) for step in range(41)]
     assert all(torch.equal(value, before[name]) for name, value in eyes.language.model.state_dict().items())
-    assert len(told.captions(drawings.features[:5])) == 5
+    said = told.captions(drawings.features[:5])
+    assert len(said) == 5
+    assert not [text for text in said if "." in text]
 
     def loss(captioner):
         z = standardize(drawings.features, captioner.mean, captioner.std)[0]
-        kept, ids = caption_ids(eyes.language.tokenizer, drawings.names, EOS)
+        kept, ids, _ = caption_ids(eyes.language.tokenizer, drawings.names)
         with torch.no_grad():
             return captioner.limber.eval()(z[kept], ids).loss.item()
 

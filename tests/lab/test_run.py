@@ -61,7 +61,8 @@ def test_pictures_are_the_same_bytes_every_time_and_pyplot_forgets_them():
     again.figure("line.png", draw())
     assert run.figures == again.figures
     assert not plt.get_fignums()
-    assert Image.open(io.BytesIO(run.figures["line.png"])).format == "PNG"
+    assert Image.open(io.BytesIO(run.figures["line.png"].png)).format == "PNG"
+    assert run.figures["line.png"].caption == "a: line"
 
 
 @pytest.mark.parametrize("name", ["line", "../line.png", ".png", "a/b.png", "line.jpg"])

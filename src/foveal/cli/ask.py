@@ -28,11 +28,11 @@ def main(
         from foveal.demo.answer import answer
         from foveal.demo.eyes import Eyes
         from foveal.demo.zero_shot import ZeroShot
-        from foveal.llm import LocalLanguageModel
+        from foveal.llm import HFLM
 
         eyes = Eyes.load(report)
         zero_shot = ZeroShot.load(eyes.vision)
-        language = LocalLanguageModel(eyes.language.model, eyes.language.tokenizer)
+        language = HFLM(eyes.language.model, eyes.language.tokenizer)
         report("answering", 0, 1)
         found = answer(eyes, zero_shot, language, picture, question)
     if json:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.lab.files import write_atomically
-from foveal.lab.run import Cost, Curve
+from foveal.lab.run import Cost, Curve, Picture
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Cell:
     metrics: dict[str, float]
     cost: Cost
     curves: dict[str, Curve]
-    figures: dict[str, bytes]
+    figures: dict[str, Picture]
 
 
 class CellStore:
@@ -30,7 +30,7 @@ class CellStore:
         self.folder, self.key = folder, key
 
     def save(self, cell: Cell) -> None:
-        pictures = {name: base64.b64encode(data).decode() for name, data in cell.figures.items()}
+        pictures = {name: (base64.b64encode(png).decode(), caption) for name, (png, caption) in cell.figures.items()}
         body = json.dumps({**asdict(cell), "figures": pictures}, allow_nan=False)
         document = {"key": self.key, "sha256": hashlib.sha256(body.encode()).hexdigest(), "cell": body}
         write_atomically(self._path(cell.arm, cell.seed), json.dumps(document).encode())
@@ -47,7 +47,8 @@ class CellStore:
         fields: dict[str, Any] = json.loads(body)
         fields["cost"] = Cost(**fields["cost"])
         fields["curves"] = {name: [(step, value) for step, value in curve] for name, curve in fields["curves"].items()}
-        fields["figures"] = {name: base64.b64decode(data) for name, data in fields["figures"].items()}
+        pictures = fields["figures"].items()
+        fields["figures"] = {name: Picture(base64.b64decode(png), caption) for name, (png, caption) in pictures}
         return Cell(**fields)
 
     def _path(self, arm: str, seed: int) -> Path:

@@ -87,7 +87,7 @@ def bars(result: Mapping[str, Any]) -> Figure:
     longest = max(sum(metric in arm["metrics"] for arm in result["arms"].values()) for metric in metrics)
     columns = min(len(metrics), 2)
     rows = -(-len(metrics) // columns)
-    figure, axes = subplots(rows, columns, 3.9 * columns + 0.5, rows * (0.9 + 0.3 * longest))
+    figure, axes = subplots(rows, columns, 7.6, rows * (0.8 + 0.27 * longest))
     for axis in np.ravel(axes)[len(metrics) :]:
         axis.axis("off")
     for axis, metric in zip(np.ravel(axes), metrics, strict=False):

@@ -25,14 +25,16 @@ class Subject:
 
 
 def method_page(result: Mapping[str, Any], recipe: Recipe, subject: Subject, pictures: Mapping[str, str]) -> str:
-    """The page in Markdown. ``pictures``: file name -> address relative to the page, in the order to show them."""
-    shown = {name: f"![{_caption(name)}]({address})" for name, address in pictures.items()}
-    own = [line for name, line in shown.items() if name not in (SUMMARY, LOSS)]
-    blocks = [f"# {recipe.paper}: {subject.title}", *_warnings(result)]
+    """The page in Markdown. ``pictures``: address relative to the page -> caption, in the order to show them."""
+    shown = {address: f"![{caption}]({address})\n\n*{caption}*" for address, caption in pictures.items()}
+    summary, loss = (
+        [picture for address, picture in shown.items() if address.endswith(f"/{name}")] for name in (SUMMARY, LOSS)
+    )
+    own = [picture for picture in shown.values() if picture not in (*summary, *loss)]
+    named = subject.title.lower().startswith(recipe.paper)
+    blocks = [f"# {subject.title}" if named else f"# {recipe.paper}: {subject.title}", *_warnings(result)]
     blocks += [subject.summary, f"[{subject.citation}]({subject.url})"]
-    blocks += ["## What the lab found", _claims(result)]
-    if SUMMARY in shown:
-        blocks += [shown[SUMMARY], "Bars are means, whiskers standard deviations, dots single seeds."]
+    blocks += ["## What the lab found", _claims(result), *summary]
     blocks += ["## Pictures", *own] if own else []
     blocks += ["## Use it", f"```python\n{recipe.example.strip() or subject.use}\n```"]
     blocks += ["On a real model or your own files:", f"```bash\n{recipe.real.strip()}\n```"]
@@ -42,16 +44,16 @@ def method_page(result: Mapping[str, Any], recipe: Recipe, subject: Subject, pic
         "FLOPs are those of matrix products, convolutions and attention, counted on the first seed; seconds and memory "
         f"are medians over the others. Hardware: {_hardware(result)}."
     ]
-    blocks += [shown.get(LOSS, ""), "## Measure it again", _repeat(result)]
+    blocks += [*loss, "## Measure it again", _repeat(result)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def _warnings(result: Mapping[str, Any]) -> list[str]:
     """What a reader must know first."""
-    lines = control_texts(result)
     if result["smoke"]:
-        lines.append("A smoke run: the numbers mean nothing.")
-    elif result["partial"]:
+        return ["**A smoke run: the numbers mean nothing.**"]
+    lines = control_texts(result)
+    if result["partial"]:
         lines.append("A partial run: not all arms of the recipe were run.")
     return [f"**{' '.join(lines)}**"] if lines else []
 
@@ -61,7 +63,8 @@ def _claims(result: Mapping[str, Any]) -> str:
         (claim_text(claim), interval(claim), f"**{claim['verdict']}**", claim["published"] or "–")
         for claim in result["claims"]
     ]
-    return _table(("claim", "difference [95 % interval]", "verdict", "the paper reports"), rows) if rows else ""
+    header = ("claim", "difference [95 % interval]", "verdict", "the paper reports")
+    return _table(header, rows, right=False) if rows else ""
 
 
 def _metrics(result: Mapping[str, Any]) -> list[str]:
@@ -106,10 +109,8 @@ def _repeat(result: Mapping[str, Any]) -> str:
     return f"```bash\n{result['command']}\n```\n\nSeeds {seeds}; {result['date'][:10]}; {versions}."
 
 
-def _caption(name: str) -> str:
-    return name.removesuffix(".png").replace("-", ": ", 1).replace("_", " ")
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True) -> str:
+    """A Markdown table; all columns but the first on the right, as numbers are, or all on the left."""
+    rule = ["---", *("---:" if right else "---" for _ in header[1:])]
+    lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

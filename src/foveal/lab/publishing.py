@@ -7,6 +7,7 @@ from foveal.lab.files import write_atomically
 from foveal.lab.page import LOSS, SUMMARY, Subject, method_page
 from foveal.lab.recipe import Recipe
 from foveal.lab.result import FEWEST_SEEDS, write_result
+from foveal.lab.run import Picture
 from foveal.lab.runner import Outcome
 
 
@@ -28,23 +29,29 @@ def publish(outcome: Outcome, recipe: Recipe, subject: Subject, out: Path) -> li
     result, slug = outcome.result, recipe.paper
     check_destination(out, result["smoke"], result["partial"], len(result["seeds"]))
     pictures = _summary(outcome) | outcome.pictures
-    for name, content in pictures.items():
-        write_atomically(out / slug / name, content)
+    for name, picture in pictures.items():
+        write_atomically(out / slug / name, picture.png)
     for leftover in {path.name for path in (out / slug).glob("*.png")} - pictures.keys():
         (out / slug / leftover).unlink()
     page, prefix = out / f"{slug}.md", ""
     if is_published(out):
         page, prefix = out.parent / "methods" / f"{slug}.md", "../results/"
-    text = method_page(result, recipe, subject, {name: f"{prefix}{slug}/{name}" for name in pictures})
+    text = method_page(
+        result, recipe, subject, {f"{prefix}{slug}/{name}": picture.caption for name, picture in pictures.items()}
+    )
     write_atomically(page, text.encode())
     write_result(out / f"{slug}.json", result)
     return [out / f"{slug}.json", page]
 
 
-def _summary(outcome: Outcome) -> dict[str, bytes]:
+def _summary(outcome: Outcome) -> dict[str, Picture]:
     """What every page shows: the claimed metrics, and the losses where an arm has recorded some."""
     drawn = {}
     if outcome.result["claims"]:
-        drawn[SUMMARY] = figures.png(figures.bars(outcome.result))
-    loss = figures.curves(outcome.result)
-    return drawn | ({LOSS: figures.png(loss)} if loss else {})
+        caption = (
+            "Bars are means over the seeds, whiskers standard deviations, dots single seeds; claimed methods in blue."
+        )
+        drawn[SUMMARY] = Picture(figures.png(figures.bars(outcome.result)), caption)
+    if loss := figures.curves(outcome.result):
+        drawn[LOSS] = Picture(figures.png(loss), "Training loss: mean over the seeds, and their range.")
+    return drawn

@@ -53,8 +53,9 @@ class Recipe:
         paper: slug of the paper, which is also the name of the recipe's file.
         arms: name -> function of a `Run` that trains, evaluates and returns its metrics (name -> finite number).
         claims: what the paper says, one `Claim` each.
-        controls: arms that are trivial (random choice, shuffled images, same extra parameters): the page says first
-            where one of them does as well as the method.
+        controls: arms that are trivial (random choice, shuffled images, same extra parameters). Each is compared with
+            every claimed method that returns the same metric, and the page says first where one does as well: metrics
+            taken on different data need different names.
         real: one command that uses the method on a real model or on the user's own files.
         seeds: of a full run; arms are paired by them.
         example: Python lines, shown on the page, that use the method; a test executes them.

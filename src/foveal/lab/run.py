@@ -5,7 +5,7 @@ import sys
 import zlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,13 @@ SMOKE_STEPS, SMOKE_SIZE = 2, 64
 PICTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.png")
 T = TypeVar("T")
 Curve = list[tuple[int, float]]
+
+
+class Picture(NamedTuple):
+    """What an arm drew, and the line under it on the page."""
+
+    png: bytes
+    caption: str
 
 
 @dataclass
@@ -77,7 +84,7 @@ class Run:
     ) -> None:
         self.arm, self.seed, self.smoke = arm, seed, smoke
         self.curves: dict[str, Curve] = {}
-        self.figures: dict[str, bytes] = {}
+        self.figures: dict[str, Picture] = {}
         self.costs = Cost()
         self.counts_flops = counts_flops
         self._parts: dict[Hashable, _Part] = {} if parts is None else parts
@@ -145,11 +152,14 @@ class Run:
             points = self.curves.setdefault(later, [])
         points.append((int(step), float(value)))
 
-    def figure(self, name: str, figure: Figure) -> None:
-        """Keep a picture of what the arm did; ``name`` ends in ``.png``. The page shows those of the first seed."""
+    def figure(self, name: str, figure: Figure, caption: str = "") -> None:
+        """Keep a picture of what the arm did; ``name`` ends in ``.png``. The page shows those of the first seed.
+
+        ``caption`` says what is to be seen; without one, the page puts the arm and the name below.
+        """
         if not PICTURE.fullmatch(name):
             raise ValueError(f"name={name!r}: must be a plain file name that ends in .png")
-        self.figures[name] = png(figure)
+        self.figures[name] = Picture(png(figure), caption or f"{self.arm}: {name.removesuffix('.png')}")
         if pyplot := sys.modules.get("matplotlib.pyplot"):
             pyplot.close(figure)  # pyplot keeps every figure it ever made
 

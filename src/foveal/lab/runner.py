@@ -19,7 +19,7 @@ from foveal.lab.environment import hardware, source_digest, versions
 from foveal.lab.figures import STYLE
 from foveal.lab.recipe import Arm, Recipe
 from foveal.lab.result import Result, assemble
-from foveal.lab.run import Run, device, measured
+from foveal.lab.run import Picture, Run, device, measured
 from foveal.train.guard import private_randomness
 from foveal.train.meters import Meter
 
@@ -33,10 +33,10 @@ class ArmError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result document, and the pictures that the arms drew: file name -> PNG."""
+    """The result document, and the pictures that the arms drew, by file name."""
 
     result: Result
-    pictures: dict[str, bytes]
+    pictures: dict[str, Picture]
 
 
 def run_recipe(
@@ -94,7 +94,7 @@ def run_recipe(
         "hardware": hardware(),
         "source": source,
     }
-    pictures = {f"{cell.arm}-{name}": data for cell in cells for name, data in cell.figures.items()}
+    pictures = {f"{cell.arm}-{name}": picture for cell in cells for name, picture in cell.figures.items()}
     return Outcome(assemble(recipe, cells, context), pictures)
 
 

@@ -1,9 +1,9 @@
 """LiMBeR: which concepts of an image encoder reach a frozen language model through one affine map?
 
-World scenes of one shape at 32 px with captions such as "a small red striped star". Four encoders of one architecture
-(ViT, 16 tokens): *random*; *masked* (predicts hidden patches, no language); *category* (classifies the noun);
-*contrastive* (CLIP's loss with captions), trained on the same images for the same steps. The frozen language model is a
-Llama that read captions of other scenes. The map is trained alike for all; *blind*: on features of the wrong images.
+World scenes of one shape at 32 px with captions such as "a small red star". Encoders of one architecture (ViT,
+16 tokens) see the same images for the same steps: *random* learns nothing, *masked* to predict hidden patches,
+*category* to classify the noun, *contrastive* to find the caption (CLIP's loss). The frozen language model is a Llama
+that read captions of other scenes. The map is trained alike for all; *blind*: on features of the wrong images.
 
 ``category`` and ``property``: how many greedy captions of new scenes name the right noun, the right colour and size;
 ``contrast``: category minus property; ``agreement``: how far wrong nouns share corners, holes and points with the right
@@ -27,14 +27,14 @@ from foveal.recipes._language import tiny_llama
 from foveal.train import FitConfig, fit
 
 SHAPES = tuple(world.SHAPES)
-SCENES = world.WorldConfig(size=32, things=(1, 1), nouns=SHAPES, sizes=("medium", "large"), backgrounds=("plain",))
+SCENES = world.WorldConfig(size=32, things=(1, 1), nouns=SHAPES, textures=("plain",), backgrounds=("plain",))
 PROPERTIES = {"corners": "square triangle star diamond cross hexagon arrow", "hole": "ring", "point": "triangle star"}
-WORDS = WordIds.of([" ".join(("a", *SHAPES, *world.COLOURS, *world.TEXTURES, *world.SIZES))])
-WIDTH, LENGTH = 64, 6
+WORDS = WordIds.of([" ".join(("a", *SHAPES, *world.COLOURS, *world.SIZES))])
+WIDTH, LENGTH = 64, 5
 
 
 def captions(drawn: list[world.Scene]) -> list[str]:
-    return [f"a {t.size} {t.colour} {t.texture} {t.noun}" for t in (scene.things[0] for scene in drawn)]
+    return [f"a {t.size} {t.colour} {t.noun}" for t in (scene.things[0] for scene in drawn)]
 
 
 def scenes(run: Run, first: int, n: int) -> tuple[Tensor, list[str], Tensor]:
@@ -77,9 +77,7 @@ def arm(run: Run, objective: str, blind: bool = False) -> dict[str, float]:
     pixels, texts, nouns = run.shared(scenes, 10_000, 1000)
     said = [WORDS.decode(row) for row in limber.generate(vision.patch_features(pixels), max_new_tokens=LENGTH).tolist()]
     if run.arm == "contrastive":
-        run.figure(
-            "captions.png", figures.picture_grid((255 * pixels[:8]).byte().permute(0, 2, 3, 1).numpy(), said[:8])
-        )
+        run.figure("captions.png", figures.picture_grid(list(pixels[:8].permute(0, 2, 3, 1)), said[:8]))
     return scores(said, texts, nouns)
 
 

@@ -39,13 +39,14 @@ def pairs(names: list[str]) -> list[list[int]]:
     return class_name_pairs(names, lambda text: parts()[1](text, add_special_tokens=False)["input_ids"], parts()[3])
 
 
-def score(mapper: SittaMapper, features: Tensor, relevant: list[list[int]]) -> tuple[list[float], list[bool]]:
-    """nDCG over all whole words, and whether one of the first 8 is relevant, for each feature."""
+def score(mapper: SittaMapper, features: Tensor, relevant: list[list[int]]) -> dict[str, float]:
+    """nDCG over all whole words, and how often (in percent) one of the first 8 is relevant."""
     words = parts()[3].nonzero()[:, 0]
     z = F.normalize(mapper.transform(features), dim=1)
     ranked = words[(z @ F.normalize(mapper.targets[words], dim=1).mT).argsort(1, descending=True)].numpy()
-    hits = [bool(np.isin(row[:8], ids).any()) for row, ids in zip(ranked, relevant, strict=True)]
-    return [ndcg(row, ids) for row, ids in zip(ranked, relevant, strict=True)], hits
+    hits = [np.isin(row[:8], ids).any() for row, ids in zip(ranked, relevant, strict=True)]
+    gains = [ndcg(row, ids) for row, ids in zip(ranked, relevant, strict=True)]
+    return {"ndcg": float(np.mean(gains)), "hit@8": 100 * float(np.mean(hits))}
 
 
 def classes(run: Run, random: bool = False, **options: Any) -> dict[str, float]:
@@ -53,15 +54,14 @@ def classes(run: Run, random: bool = False, **options: Any) -> dict[str, float]:
     names = pairs(vision.class_names)
     order = torch.randperm(len(names), generator=run.generator())
     order = [int(c) for c in order if names[c]][: run.size(len(names))]
-    weight, mapper, gains, hits = vision.classifier_weight, SittaMapper(**options), [], []
+    weight, mapper, folds = vision.classifier_weight, SittaMapper(**options), []
     for fold in range(FOLDS):
         held, seen = order[fold::FOLDS], sorted(c for i, c in enumerate(order) if i % FOLDS != fold)
         mapper.fit(weight[seen], [names[c] for c in seen], embeddings)
         if random:
             mapper.W = torch.linalg.qr(torch.randn(mapper.W.shape, generator=run.generator("rotation")))[0]
-        found = score(mapper, weight[held], [names[c] for c in held])
-        gains, hits = gains + found[0], hits + found[1]
-    return {"ndcg": float(np.mean(gains)), "hit@8": 100 * float(np.mean(hits))}
+        folds.append(score(mapper, weight[held], [names[c] for c in held]))
+    return {name: float(np.mean([fold[name] for fold in folds])) for name in folds[0]}
 
 
 def described(run: Run, first: int, n: int) -> tuple[np.ndarray, Tensor, list[list[int]]]:
@@ -76,12 +76,10 @@ def scenes(run: Run, method: str, n: int = 2000) -> dict[str, float]:
     _, features, words = run.shared(described, 0, 2000)
     mapper = SittaMapper(method).fit(features[:n], words[:n], parts()[2])
     images, features, words = run.shared(described, 10_000, 300)
-    gains, hits = score(mapper, features, words)
     if run.arm == "scenes_procrustes":
-        ids = mapper.retrieve(features[:8], k=4, allowed=parts()[3], decode=parts()[1].decode)
-        titles = [" ".join(parts()[1].decode([t]).strip() for t in row) for row in ids.tolist()]
-        run.figure("words.png", figures.picture_grid(images[:8], titles))
-    return {"ndcg": float(np.mean(gains)), "hit@8": 100 * float(np.mean(hits))}
+        found = mapper.retrieve(features[:8], k=4, allowed=parts()[3])
+        run.figure("words.png", figures.picture_grid(images[:8], parts()[1].batch_decode(found)))
+    return score(mapper, features, words)
 
 
 METHODS = ("ols", "ridge", "procrustes", "robust_procrustes")
