@@ -96,9 +96,10 @@ def test_captions_end_and_long_names_are_left_out():
 
 def test_limber_trains_the_map_only(eyes, drawings, monkeypatch):
     monkeypatch.setattr(connectors, "LEARNING_RATE", 3e-2)
+    start = fit_names(eyes, drawings, np.random.default_rng(0), lambda *_: None)[0]
     before = {name: value.clone() for name, value in eyes.language.model.state_dict().items()}
     steps = []
-    told = train_limber(eyes, drawings, lambda what, done, total: steps.append((done, total)), steps=40, seed=0)
+    told = train_limber(eyes, drawings, start, lambda what, done, total: steps.append((done, total)), steps=40, seed=0)
     assert steps == [(step, 40) for step in range(41)]
     assert all(torch.equal(value, before[name]) for name, value in eyes.language.model.state_dict().items())
     said = told.captions(drawings.features[:5])
@@ -111,7 +112,7 @@ def test_limber_trains_the_map_only(eyes, drawings, monkeypatch):
         with torch.no_grad():
             return captioner.limber.eval()(z[kept], ids).loss.item()
 
-    short = train_limber(eyes, drawings, lambda *_: None, steps=1, seed=0)
+    short = train_limber(eyes, drawings, start, lambda *_: None, steps=1, seed=0)
     assert loss(told) < loss(short) - 0.1
-    again = train_limber(eyes, drawings, lambda *_: None, steps=1, seed=0)
+    again = train_limber(eyes, drawings, start, lambda *_: None, steps=1, seed=0)
     assert torch.equal(again.limber.connector.proj.weight, short.limber.connector.proj.weight)

@@ -35,7 +35,7 @@ BATCH = 16  # pictures between two movements of the progress bar
 # hardly begin a text with a name; and a name ends with a full stop, as its sentences do.
 PROMPT, END = "A picture of a", "."
 LONGEST_NAME = 3  # tokens; longer names ("person in motorized wheelchair") are left out of the training
-PROMPT_VECTORS, STEPS, BATCH_SIZE, LEARNING_RATE = 2, 60, 16, 1e-3
+PROMPT_VECTORS, STEPS, BATCH_SIZE, LEARNING_RATE = 2, 80, 16, 7e-5
 
 
 @dataclass(frozen=True)
@@ -154,16 +154,21 @@ def caption_ids(tokenizer: Any, names: Sequence[str]) -> tuple[list[int], Int[Te
     return kept, torch.tensor(rows, dtype=torch.long).reshape(len(rows), -1), end
 
 
-def train_limber(eyes: Eyes, train: Drawings, progress: Progress, steps: int = STEPS, seed: int = 0) -> LimberCaptioner:
-    """LiMBeR's map, trained to make the frozen language model say the name of a drawing."""
+def train_limber(
+    eyes: Eyes, train: Drawings, start: SittaMapper, progress: Progress, steps: int = STEPS, seed: int = 0
+) -> LimberCaptioner:
+    """LiMBeR's map, trained to make the frozen language model say the name of a drawing.
+
+    It starts at SITTA's map ``start``, at the scale of word embeddings, and not at random as in the paper.
+    """
     language, tokenizer = eyes.language.model, eyes.language.tokenizer
-    features, mean, std = standardize(train.features)
+    features, mean, std = standardize(train.features, start.source_mean, start.source_std)
     kept, ids, end = caption_ids(tokenizer, train.names)
     connector = LimberConnector(features.shape[1], language.config.hidden_size, seq_len=PROMPT_VECTORS)
-    with torch.no_grad():  # the prompt begins at the scale of words
-        scale = float(eyes.embeddings.std()) / features.shape[1] ** 0.5
-        connector.proj.weight.normal_(std=scale, generator=torch.Generator().manual_seed(seed))
-        connector.proj.bias.zero_()
+    with torch.no_grad():
+        to_words = start.W * (start.target_std / (features @ start.W).std())
+        connector.proj.weight.copy_(to_words.mT.repeat(PROMPT_VECTORS, 1))
+        connector.proj.bias.copy_(start.target_mean.repeat(PROMPT_VECTORS))
     limber = Limber(connector, language, end)
     done = iter(range(1, steps + 1))
     config = FitConfig(

@@ -143,7 +143,7 @@ def run(own: Sequence[Picture], size: Size, seed: int, progress: Progress) -> Fi
         voices.pairs, found.method_scores = fit_names(eyes, train, rng, progress)
         found.method = voices.pairs.method
     with found.timed("train LiMBeR"):
-        voices.limber = train_limber(eyes, train, progress, size.steps, seed)
+        voices.limber = train_limber(eyes, train, voices.pairs, progress, size.steps, seed)
     with found.timed("measure on held-out emoji"):
         _measure(found, voices, train, test, size, rng, progress)
     with found.timed("describe the pictures"):

@@ -42,14 +42,16 @@ class CellStore:
             body = document["cell"]
             if document["key"] != self.key or document["sha256"] != hashlib.sha256(body.encode()).hexdigest():
                 return None
+            return _cell(json.loads(body))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        fields: dict[str, Any] = json.loads(body)
-        fields["cost"] = Cost(**fields["cost"])
-        fields["curves"] = {name: [(step, value) for step, value in curve] for name, curve in fields["curves"].items()}
-        pictures = fields["figures"].items()
-        fields["figures"] = {name: Picture(base64.b64decode(png), caption) for name, (png, caption) in pictures}
-        return Cell(**fields)
 
     def _path(self, arm: str, seed: int) -> Path:
         return self.folder / f"{arm}-{seed}.json"
+
+
+def _cell(fields: dict[str, Any]) -> Cell:
+    """The cell that `CellStore.save` wrote as JSON."""
+    curves = {name: [(step, value) for step, value in curve] for name, curve in fields["curves"].items()}
+    pictures = {name: Picture(base64.b64decode(png), caption) for name, (png, caption) in fields["figures"].items()}
+    return Cell(**{**fields, "cost": Cost(**fields["cost"]), "curves": curves, "figures": pictures})

@@ -43,13 +43,13 @@ def _processor() -> str:
 
 
 def source_digest(slug: str) -> str:
-    """SHA-256 of the recipe and of every file of foveal that it imports, directly or through others.
+    """SHA-256 of the recipe, of every file of foveal that it imports, directly or through others, and of `Run`.
 
     A package counts with all its files, since its names load from whichever of them defines them. Data files and other
     packages are not looked at; `versions` covers the latter.
     """
     digest = hashlib.sha256()
-    for path in sorted(_closure(f"foveal.recipes.{slug}")):
+    for path in sorted(_closure(f"foveal.recipes.{slug}") | _files("foveal.lab.run")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -16,15 +16,15 @@ from foveal.train import FitConfig, fit
 
 
 @cache
-def emoji_features(split: str, most: int) -> tuple[Tensor, Tensor]:
-    """Of at most ``most`` emoji of each family: frozen features of the pictures and of the names."""
-    families: dict[str, list[twemoji.Emoji]] = {}
-    for one in twemoji.emojis():
-        if twemoji.split(one) == split:
-            families.setdefault(one.base, []).append(one)
-    kept = [one for family in families.values() for one in family[:most]]
-    pictures = zoo.load("efficientnet-lite0").features(np.stack([twemoji.picture(one) for one in kept]))
-    return pictures, zoo.load("minilm").encode([one.name for one in kept])
+def emoji_features(split: str, n: int) -> tuple[Tensor, Tensor]:
+    """Frozen features of the pictures and of the names of the first emoji of ``n`` families."""
+    families: dict[str, twemoji.Emoji] = {}
+    for emoji in twemoji.emojis():
+        if twemoji.split(emoji) == split:
+            families.setdefault(emoji.base, emoji)
+    kept = list(families.values())[:n]
+    pictures = zoo.load("efficientnet-lite0").features(np.stack([twemoji.picture(emoji) for emoji in kept]))
+    return pictures, zoo.load("minilm").encode([emoji.name for emoji in kept])
 
 
 def name_retrieval(run: Run, steps: int, contrastive: bool) -> dict[str, float]:
@@ -32,7 +32,7 @@ def name_retrieval(run: Run, steps: int, contrastive: bool) -> dict[str, float]:
 
     Trained with CLIP's loss, or with the cosine to the own name alone.
     """
-    pictures, names = emoji_features("train", 2)
+    pictures, names = emoji_features("train", run.size(2000))
     model = run.build(lambda: nn.ModuleList([nn.Linear(1280, 256), nn.Linear(384, 256), CLIPObjective()]))
     run.cost(model)
 
@@ -42,7 +42,7 @@ def name_retrieval(run: Run, steps: int, contrastive: bool) -> dict[str, float]:
 
     config = FitConfig(batch_size=256, after_step=lambda model: model[2].logit_scale.clamp_())
     fit(model, TensorDataset(pictures, names), steps=run.steps(steps), loss=loss, config=config, on=run)
-    pictures, names = emoji_features("held_out", 1)
+    pictures, names = emoji_features("held_out", run.size(2000))
     with torch.no_grad():
         scores = F.normalize(model[0](pictures)) @ F.normalize(model[1](names)).T
     return {"r@1": 100 * (scores.argmax(1) == torch.arange(len(scores))).float().mean().item()}

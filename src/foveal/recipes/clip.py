@@ -75,4 +75,13 @@ RECIPE = Recipe(
     ],
     controls=("shuffled",),
     real="foveal run clip",
+    example="""
+import torch
+from foveal.pretrain.clip import CLIPObjective
+
+images, texts = torch.randn(8, 512, requires_grad=True), torch.randn(8, 512)  # features of any two towers, such as
+objective = CLIPObjective()  # CLIPModel.get_image_features(...).pooler_output; gathers over processes by itself
+objective(images, texts).loss.backward()
+objective.logit_scale.clamp_()  # after every optimiser step
+""",
 )

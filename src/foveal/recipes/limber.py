@@ -13,59 +13,36 @@ one. The map's learning rate was chosen on seed 100, which is not reported, by t
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from transformers import LlamaForCausalLM
 
 from foveal.connect.limber import Limber, LimberConnector, caption_category, property_agreement
-from foveal.data import world
-from foveal.data.transforms import to_tensor
-from foveal.data.word_ids import WordIds
 from foveal.lab import Claim, Recipe, Run, figures
 from foveal.recipes._encoders import OBJECTIVES, TinyEncoder
 from foveal.recipes._language import tiny_llama
+from foveal.recipes._shapes import LENGTH, SHAPES, WORDS, other_captions, scenes
 from foveal.train import FitConfig, fit
 
-SHAPES = tuple(world.SHAPES)
-SCENES = world.WorldConfig(size=32, things=(1, 1), nouns=SHAPES, textures=("plain",), backgrounds=("plain",))
 PROPERTIES = {"corners": "square triangle star diamond cross hexagon arrow", "hole": "ring", "point": "triangle star"}
-WORDS = WordIds.of([" ".join(("a", *SHAPES, *world.COLOURS, *world.SIZES))])
-WIDTH, LENGTH = 64, 5
+WIDTH = 64
 
 
-def captions(drawn: list[world.Scene]) -> list[str]:
-    return [f"a {t.size} {t.colour} {t.noun}" for t in (scene.things[0] for scene in drawn)]
-
-
-def scenes(run: Run, first: int, n: int) -> tuple[Tensor, list[str], Tensor]:
-    """Pixels, captions and nouns."""
-    pairs = world.pairs(first + run.seed, run.size(n), SCENES)
-    nouns = torch.tensor([SHAPES.index(scene.things[0].noun) for scene in pairs.scenes])
-    return to_tensor(pairs.images), captions(pairs.scenes), nouns
-
-
-def ids(texts: list[str]) -> Tensor:
-    return torch.from_numpy(WORDS.encode(texts, LENGTH))
-
-
-def language_model(run: Run) -> LlamaForCausalLM:
-    """Has read captions of scenes that nothing else here uses."""
-    others = world.World(SCENES, 20_000 + run.seed, run.size(8000))
-    return tiny_llama(run, ids(captions([others.scene(i) for i in range(len(others))])), len(WORDS))
+def language_model(run: Run) -> nn.Module:
+    return tiny_llama(run, other_captions(run, 8000), len(WORDS))
 
 
 def encoder(run: Run, objective: str) -> TinyEncoder:
-    pixels, texts, nouns = run.shared(scenes, 0, 6000)
+    pixels, _, ids, nouns = run.shared(scenes, 0, 6000)
     model = run.build(TinyEncoder, objective, 32, 8, WIDTH, len(SHAPES), len(WORDS), LENGTH)
     if objective != "random":
         config = FitConfig(lr=1e-3, batch_size=128)
-        fit(model, TensorDataset(pixels, ids(texts), nouns), steps=run.steps(300), config=config, on=run)
+        fit(model, TensorDataset(pixels, ids, nouns), steps=run.steps(300), config=config, on=run)
     return model
 
 
 def arm(run: Run, objective: str, blind: bool = False) -> dict[str, float]:
     vision, language = run.shared(encoder, objective), run.shared(language_model)
-    pixels, texts, _ = run.shared(scenes, 0, 6000)
+    pixels, _, ids, _ = run.shared(scenes, 0, 6000)
     features = vision.patch_features(pixels)
     if blind:
         features = features[torch.randperm(len(features), generator=run.generator("blind"))]
@@ -73,8 +50,8 @@ def arm(run: Run, objective: str, blind: bool = False) -> dict[str, float]:
     run.cost(limber, tokens=features.shape[1])
     config = FitConfig(lr=3e-3, weight_decay=0.0, betas=(0.9, 0.95))
     loss = lambda model, batch: model(*batch).loss  # noqa: E731
-    fit(limber, TensorDataset(features, ids(texts)), steps=run.steps(400), loss=loss, config=config, on=run)
-    pixels, texts, nouns = run.shared(scenes, 10_000, 1000)
+    fit(limber, TensorDataset(features, ids), steps=run.steps(400), loss=loss, config=config, on=run)
+    pixels, texts, _, nouns = run.shared(scenes, 10_000, 1000)
     said = [WORDS.decode(row) for row in limber.generate(vision.patch_features(pixels), max_new_tokens=LENGTH).tolist()]
     if run.arm == "contrastive":
         run.figure("captions.png", figures.picture_grid(list(pixels[:8].permute(0, 2, 3, 1)), said[:8]))
@@ -106,4 +83,14 @@ RECIPE = Recipe(
     ],
     controls=("random", "blind"),
     real="foveal demo",
+    example="""
+from foveal import zoo
+from foveal.data.photos import photos
+from foveal.connect.limber import Limber, LimberConnector
+
+smol = zoo.load("smollm2")  # or any AutoModelForCausalLM and its tokenizer
+limber = Limber(LimberConnector(1280, 576, seq_len=4), smol.model, smol.tokenizer.eos_token_id)
+picture = zoo.load("efficientnet-lite0").features([photos()[0].image])  # or of any RGB array
+print(limber.generate(picture, max_new_tokens=5))  # token ids; train the map first, with foveal.train.fit
+""",
 )

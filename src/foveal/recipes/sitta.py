@@ -9,7 +9,7 @@ words among 21,000 (five folds, shuffled by the seed). ``random`` is a rotation 
 features, fitted on 2,000 images (``scenes_ols`` ...) or on 40 of them (``few_ols`` ...), tested on 300 others.
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,26 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal import zoo
-from foveal.connect.sitta import SittaMapper, caption_words, class_name_pairs, ndcg, whole_words
+from foveal.connect.sitta import SittaMapper, caption_words, ndcg
 from foveal.connect.sitta_captioner import STOPWORDS
 from foveal.data import world
 from foveal.lab import Claim, Recipe, Run, figures
+from foveal.recipes._real_parts import pairs, parts
 
 FOLDS = 5
 SCENES = world.WorldConfig(size=128, things=(1, 2), sprites=1.0, tint=0.0, min_visible=0.6, sizes=("medium", "large"))
-
-
-@cache
-def parts() -> tuple[Any, Any, Tensor, Tensor]:
-    """Vision model, tokenizer, word embeddings and which of them are whole words."""
-    language, vision = zoo.load("smollm2"), zoo.load("efficientnet-lite0")
-    embeddings = language.model.get_input_embeddings().weight.detach()
-    return vision, language.tokenizer, embeddings, whole_words(language.tokenizer, len(embeddings))
-
-
-def pairs(names: list[str]) -> list[list[int]]:
-    return class_name_pairs(names, lambda text: parts()[1](text, add_special_tokens=False)["input_ids"], parts()[3])
 
 
 def score(mapper: SittaMapper, features: Tensor, relevant: list[list[int]]) -> dict[str, float]:
@@ -100,4 +88,13 @@ RECIPE = Recipe(
     ],
     controls=("random",),
     real="foveal caption my.jpg",
+    example="""
+from foveal.connect.sitta import SittaMapper
+from foveal.recipes._real_parts import pairs, parts
+
+vision, tokenizer, embeddings, whole = parts()  # any encoder, any language model's input embeddings
+mapper = SittaMapper("procrustes").fit(vision.classifier_weight, pairs(vision.class_names), embeddings)
+cat = vision.class_names.index("tabby cat")
+print(tokenizer.batch_decode(mapper.retrieve(vision.classifier_weight[cat : cat + 1], k=4, allowed=whole)))
+""",
 )
