@@ -1,6 +1,7 @@
 """`foveal bench`, called as the command calls it."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def test_smoke(capsys, place):
 def test_a_failing_recipe_does_not_stop_the_others(capsys, place, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(bench, "chosen", lambda stage, only: ["sitta", "limber"])
+    monkeypatch.delitem(sys.modules, "foveal.recipes.sitta", raising=False)
     broken = place.file.with_name("sitta.py")
     text = place.file.read_text().replace('paper="limber"', 'paper="sitta"')
     broken.write_text(text.replace("    note(run)\n", "    raise RuntimeError('broken')\n"))

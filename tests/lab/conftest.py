@@ -42,7 +42,7 @@ def arm(run: Run, bonus: float, wobble: float = 0.01) -> dict[str, float]:
     if run.arm == "better":
         figure, axes = figures.subplots()
         axes.plot([1, 2])
-        run.figure("line.png", figure, "From 1 to 2.")
+        run.figure("line.png", figure, f"Seed {run.seed}.")
     return {"score": bonus + run.seed + wobble * run.rng(run.arm).normal(), "error": -bonus}
 
 

@@ -53,7 +53,7 @@ def test_what_the_page_says(outcome, tmp_path):
         "foveal run limber",
         "Does one more",
         "W = x",
-        "*From 1 to 2.*",
+        "*Seed 0.*",
     ):
         assert part in text
     plain = method_page(outcome.result, load("limber"), SUBJECT, {})

@@ -103,3 +103,10 @@ def test_files_can_be_read_by_others(tmp_path):
 def test_reading_results_does_not_import_torch():
     script = "import sys; import foveal.lab; foveal.lab.results_dir(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
+
+
+def test_results_live_in_the_checkout_or_beside_the_installed_lab(tmp_path, monkeypatch):
+    assert results_dir().parts[-2:] == ("docs", "results")
+    monkeypatch.setattr("foveal.lab.result.__file__", str(tmp_path / "result.py"))
+    (tmp_path / "results").mkdir()
+    assert results_dir() == tmp_path / "results"

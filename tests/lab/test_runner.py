@@ -39,7 +39,7 @@ def test_arms_run_paired_by_seed(stand):
     assert (cost["parameters"], cost["trainable"], cost["tokens"]) == (4, 4, 7)
     assert cost["flops"] > 0
     assert cost["seconds"] > 0
-    assert list(outcome.pictures) == ["better-line.png"], "of the first seed only"
+    assert {name: picture.caption for name, picture in outcome.pictures.items()} == {"better-line.png": "Seed 0."}
     json.dumps(result, allow_nan=False)
 
 

@@ -110,7 +110,7 @@ def fit_names(
 
 def sitta_captioner(eyes: Eyes, mapper: SittaMapper, orders: int) -> SittaCaptioner:
     """The eyes' own prompt and words behind another map; fewer orders than theirs, for time."""
-    tokenizer = eyes.language.tokenizer
+    tokenizer: Any = eyes.language.tokenizer
     return SittaCaptioner(
         mapper,
         eyes.language.model,

@@ -80,8 +80,11 @@ def name_ranks(z: Float[Tensor, "n d"], names: Float[Tensor, "m d"]) -> np.ndarr
 def retrieval(z: Float[Tensor, "n d"], names: Float[Tensor, "m d"], rng: np.random.Generator) -> Retrieval:
     """`Retrieval` of the names of n pictures, which come first, among m."""
     ranks = name_ranks(z, names)
-    shares = [_bootstrap(len(ranks), lambda rows, k=k: float((ranks[rows] <= k).mean()), rng) for k in (1, 5)]
-    return Retrieval(len(names), len(ranks), *shares, float(np.median(ranks)))
+
+    def within(k: int) -> Estimate:
+        return _bootstrap(len(ranks), lambda rows: float((ranks[rows] <= k).mean()), rng)
+
+    return Retrieval(len(names), len(ranks), within(1), within(5), float(np.median(ranks)))
 
 
 def naming(said: Sequence[str], nouns: Sequence[str], rng: np.random.Generator) -> Naming:

@@ -120,7 +120,7 @@ def global_randomness(seed: int) -> Iterator[None]:
     try:
         with private_randomness(device()):
             random.seed(seed)
-            pass  # noqa: NPY002
+            np.random.seed(seed % 2**32)  # noqa: NPY002
             torch.manual_seed(seed)
             yield
     finally:

@@ -23,7 +23,6 @@ from foveal.data import world
 from foveal.lab import Claim, Recipe, Run, figures
 from foveal.recipes._real_parts import pairs, parts
 
-FOLDS = 5
 SCENES = world.WorldConfig(size=128, things=(1, 2), sprites=1.0, tint=0.0, min_visible=0.6, sizes=("medium", "large"))
 
 
@@ -43,8 +42,8 @@ def classes(run: Run, random: bool = False, **options: Any) -> dict[str, float]:
     order = torch.randperm(len(names), generator=run.generator())
     order = [int(c) for c in order if names[c]][: run.size(len(names))]
     weight, mapper, folds = vision.classifier_weight, SittaMapper(**options), []
-    for fold in range(FOLDS):
-        held, seen = order[fold::FOLDS], sorted(c for i, c in enumerate(order) if i % FOLDS != fold)
+    for fold in range(run.steps(5)):
+        held, seen = order[fold::5], sorted(c for i, c in enumerate(order) if i % 5 != fold)
         mapper.fit(weight[seen], [names[c] for c in seen], embeddings)
         if random:
             mapper.W = torch.linalg.qr(torch.randn(mapper.W.shape, generator=run.generator("rotation")))[0]
@@ -67,7 +66,7 @@ def scenes(run: Run, method: str, n: int = 2000) -> dict[str, float]:
     if run.arm == "scenes_procrustes":
         found = mapper.retrieve(features[:8], k=4, allowed=parts()[3])
         run.figure("words.png", figures.picture_grid(images[:8], parts()[1].batch_decode(found)))
-    return score(mapper, features, words)
+    return {f"scene_{name}": value for name, value in score(mapper, features, words).items()}
 
 
 METHODS = ("ols", "ridge", "procrustes", "robust_procrustes")
@@ -83,8 +82,18 @@ RECIPE = Recipe(
     claims=[
         Claim("procrustes", beats="random", on="ndcg"),
         Claim("procrustes", beats="ols", on="ndcg", by=0.05, published="0.379 against 0.305 (lexical, ViT-B/32)"),
-        Claim("scenes_ols", beats="scenes_procrustes", on="ndcg", published="0.548 against 0.531 (captions, ViT-B/32)"),
-        Claim("few_procrustes", beats="few_ols", on="ndcg", published="CIDEr-D 55.8 against 17.3 with 1 % of the data"),
+        Claim(
+            "scenes_ols",
+            beats="scenes_procrustes",
+            on="scene_ndcg",
+            published="0.548 against 0.531 (captions, ViT-B/32)",
+        ),
+        Claim(
+            "few_procrustes",
+            beats="few_ols",
+            on="scene_ndcg",
+            published="CIDEr-D 55.8 against 17.3 with 1 % of the data",
+        ),
     ],
     controls=("random",),
     real="foveal caption my.jpg",
