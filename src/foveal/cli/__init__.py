@@ -32,7 +32,7 @@ def print_json(value: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. Exit codes: 0 done, 1 failed, 2 bad input (one line says what and the remedy), 130 interrupted."""
+    """Run one command. Exit codes: 0 done, 1 failed, 2 bad input (one line says what), 130 interrupted."""
     arguments = [*(sys.argv[1:] if arguments is None else arguments)]  # the command file list.py hides the builtin
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())

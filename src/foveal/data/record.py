@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation. ``role`` is ``"system"``, ``"user"`` or ``"assistant"``; ``<image>`` marks an image."""
+    """One turn of a conversation by ``"system"``, ``"user"`` or ``"assistant"``; ``<image>`` in it marks an image."""
 
     role: str
     text: str

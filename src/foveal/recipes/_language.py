@@ -1,4 +1,4 @@
-"""A small language model that has read nothing but captions."""
+"""A small language model that has read nothing but short texts about pictures."""
 
 from jaxtyping import Int
 from torch import Tensor
@@ -9,12 +9,12 @@ from foveal.lab import Run
 from foveal.train import FitConfig, fit
 
 
-def tiny_llama(
-    run: Run, ids: Int[Tensor, "n l"], vocabulary: int, width: int = 128, layers: int = 2
-) -> LlamaForCausalLM:
-    """A Llama trained on the rows of ``ids`` for 300 steps of 64."""
-    size = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "num_attention_heads": 4}
-    model = run.build(LlamaForCausalLM, LlamaConfig(vocab_size=vocabulary, **size))
+def tiny_llama(run: Run, ids: Int[Tensor, "n l"], vocabulary: int) -> LlamaForCausalLM:
+    """A Llama of 2 layers of width 128, trained on the rows of ``ids`` for 600 steps of 64."""
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = run.build(LlamaForCausalLM, config)
     loss = lambda model, batch: model(input_ids=batch[0], labels=batch[0]).loss  # noqa: E731
-    fit(model, TensorDataset(ids), steps=run.steps(300), loss=loss, config=FitConfig(lr=2e-3), on=run)
+    fit(model, TensorDataset(ids), steps=run.steps(600), loss=loss, config=FitConfig(lr=2e-3), on=run)
     return model

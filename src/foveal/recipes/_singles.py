@@ -1,5 +1,6 @@
 """Scenes of one emoji at 32 px, with captions that name its size, what it is, and the colour behind it."""
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,10 +29,20 @@ def scenes(
     return to_tensor(pairs.images), *captions(pairs.scenes), nouns
 
 
-def other_captions(run: Run, n: int) -> Int[Tensor, "n l"]:
-    """Ids of captions of scenes that nobody sees: what a language model may read."""
+def other_texts(run: Run, n: int) -> Int[Tensor, "n l"]:
+    """Ids of short texts about scenes that nobody sees: what a language model may read.
+
+    A text says the same four times, its phrases in different orders. Like real text it is about one thing from its
+    first word to its last, so that the model learns to go on with what it has been told.
+    """
     others = world.World(SCENES, 20_000 + run.seed, run.size(n))
-    return captions([others.scene(i) for i in range(len(others))])[1]
+    rng, texts = run.rng("texts"), []
+    for i in range(len(others)):
+        noun, behind = others.scene(i).things[0], others.scene(i).background.name
+        phrases = np.array(["a", noun.size, noun.noun, f"on {behind}"])
+        orders = [*(rng.permutation(4) for _ in range(3)), np.arange(4)]
+        texts.append(" ".join(" ".join(phrases[order]) for order in orders))
+    return torch.from_numpy(WORDS.encode(texts))
 
 
 def captions(drawn: list[world.Scene]) -> tuple[list[str], Int[Tensor, "n l"]]:

@@ -3,7 +3,7 @@
 World scenes of one emoji at 32 px with captions such as "a small dog on blue". Encoders of one architecture (ViT,
 16 tokens) see the same images for the same steps: *random* learns nothing, *masked* to predict hidden patches,
 *category* to classify the noun, *contrastive* to find the caption (CLIP's loss). The frozen language model is a Llama
-that read captions of other scenes. The map is trained alike for all; *blind*: on features of the wrong images.
+that read texts about other scenes. The map is trained alike for all; *blind*: on features of the wrong images.
 
 ``category`` and ``property``: how many greedy captions of new scenes name the right noun, the right size and colour;
 ``contrast``: category minus property; ``agreement``: how far wrong nouns are alive, eaten or driven as the right ones
@@ -20,7 +20,7 @@ from foveal.connect.limber import Limber, LimberConnector, caption_category, pro
 from foveal.lab import Claim, Recipe, Run, figures
 from foveal.recipes._encoders import OBJECTIVES, TinyEncoder
 from foveal.recipes._language import tiny_llama
-from foveal.recipes._singles import LENGTH, NOUNS, WORDS, other_captions, scenes
+from foveal.recipes._singles import LENGTH, NOUNS, WORDS, other_texts, scenes
 from foveal.train import FitConfig, fit
 
 PROPERTIES = {
@@ -32,7 +32,7 @@ WIDTH = 64
 
 
 def language_model(run: Run) -> nn.Module:
-    return tiny_llama(run, other_captions(run, 8000), len(WORDS))
+    return tiny_llama(run, other_texts(run, 8000), len(WORDS))
 
 
 def encoder(run: Run, objective: str) -> TinyEncoder:

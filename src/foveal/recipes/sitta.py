@@ -39,8 +39,8 @@ def score(mapper: SittaMapper, features: Tensor, relevant: list[list[int]]) -> d
 def classes(run: Run, random: bool = False, **options: Any) -> dict[str, float]:
     vision, _, embeddings, _ = parts()
     names = pairs(vision.class_names)
-    order = torch.randperm(len(names), generator=run.generator())
-    order = [int(c) for c in order if names[c]][: run.size(len(names))]
+    shuffled = torch.randperm(len(names), generator=run.generator()).tolist()
+    order = [c for c in shuffled if names[c]][: run.size(len(names))]
     weight, mapper, folds = vision.classifier_weight, SittaMapper(**options), []
     for fold in range(run.steps(5)):
         held, seen = order[fold::5], sorted(c for i, c in enumerate(order) if i % 5 != fold)

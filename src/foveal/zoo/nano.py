@@ -1,4 +1,4 @@
-"""The slots of foveal's own reference models: tiny checkpoints of standard Hugging Face classes, shipped as safetensors.
+"""The slots of foveal's own reference models: tiny checkpoints of Hugging Face classes, shipped as safetensors.
 
 A slot is a folder ``foveal/zoo/weights/<name>`` in the layout of its class's ``save_pretrained``; whatever lies there
 is what ``load`` returns.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foveal.zoo.cache import cached_folder
 from foveal.zoo.parts import Card
@@ -60,14 +60,14 @@ def _dequantise(folder: Path) -> None:
     source = gguf_file()
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     quantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    config = quantised.config
+    config: Any = quantised.config
     del config.quantization_config
     config._name_or_path = "SmolLM2-135M-Instruct"
     # a plain model of the same class: the one above is marked as quantised and refuses to be saved
     model = LlamaForCausalLM(config)
     model.load_state_dict(quantised.state_dict())
     model.tie_weights()
-    model.to(torch.float16).save_pretrained(folder)  # half the cache, far finer than the 4-bit codes
+    model.half().save_pretrained(folder)  # half the cache, far finer than the 4-bit codes
     tokenizer.save_pretrained(folder)
 
 
