@@ -29,7 +29,7 @@ ANIMALS = ("dog", "pig", "frog", "fish", "parrot", "swan")
 THINGS = ("apple", "banana", "carrot", "pizza", "hamburger", "car", "bus", "airplane", "guitar", "basketball", "tree")
 NOUNS = (*ANIMALS, *THINGS, "cactus", "book", "clock")
 SCENES = world.WorldConfig(size=32, things=(1, 2), nouns=NOUNS, min_visible=0.8, radius=(0.25, 0.34), tint=0.0)
-STEPS = 300
+STEPS = 200
 PROMPTS = {"bare": ("{}",), "one": ("a picture of a {}",), "all": tuple(t.format("a {}") for t in world.TEMPLATES)}
 
 
