@@ -35,7 +35,7 @@ BATCH = 16  # pictures between two movements of the progress bar
 # ends with a full stop, as its sentences do.
 PROMPT, END = "A picture of a", "."
 LONGEST_NAME = 3  # tokens; longer names ("person in motorized wheelchair") are left out of the training
-PROMPT_VECTORS, STEPS, BATCH_SIZE, LEARNING_RATE = 2, 80, 16, 7e-5
+PROMPT_VECTORS, STEPS, BATCH_SIZE, LEARNING_RATE = 2, 40, 16, 7e-5
 
 
 @dataclass(frozen=True)
