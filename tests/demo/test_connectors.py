@@ -115,4 +115,4 @@ def test_limber_trains_the_map_only(eyes, drawings, monkeypatch):
     short = train_limber(eyes, drawings, start, lambda *_: None, steps=1, seed=0)
     assert loss(told) < loss(short) - 0.1
     again = train_limber(eyes, drawings, start, lambda *_: None, steps=1, seed=0)
-    assert torch.equal(again.limber.connector.proj.weight, short.limber.connector.proj.weight)
+    assert torch.equal(again.limber.connector.connector.proj.weight, short.limber.connector.connector.proj.weight)

@@ -36,7 +36,7 @@ from foveal.lab.environment import hardware, versions
 from foveal.train.meters import high_water_mark
 
 NAMES = 200  # candidates of the retrieval
-SHOWN = 6  # sample photographs, and as many held-out emoji
+SHOWN, SHOWN_EMOJI = 6, 3  # sample photographs and held-out emoji
 CLASSES, PAIRS, LIMBER = "SITTA, class names", "SITTA, emoji names", "LiMBeR"
 CONNECTORS = (CLASSES, PAIRS, LIMBER)
 
@@ -50,10 +50,11 @@ class Size:
     names: int = NAMES
     steps: int = STEPS
     shown: int = SHOWN
+    emoji: int = SHOWN_EMOJI
     orders: int = 2
 
 
-SMOKE = Size(train=96, held_out=12, names=20, steps=2, shown=1, orders=1)
+SMOKE = Size(train=96, held_out=12, names=20, steps=2, shown=1, emoji=1, orders=1)
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def _describe(
     found: Findings, voices: _Voices, own: Sequence[Picture], test: Drawings, size: Size, progress: Progress
 ) -> None:
     """A card for each picture. The emoji are taken at even distances, not for what was said of them."""
-    chosen = _some(list(test.emojis), size.shown)
+    chosen = _some(list(test.emojis), size.emoji)
     real = list(own) or sample_pictures(size.shown)
     drawn = [Picture(emoji.name, f"Twemoji {emoji.key}", twemoji.picture(emoji, 144)) for emoji in chosen]
     things = list(dict.fromkeys(sample.meta["nouns"][0] for sample in photos()))
