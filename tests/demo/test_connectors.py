@@ -90,7 +90,7 @@ def test_a_name_without_letters_has_no_direction(eyes):
 def test_captions_end_and_long_names_are_left_out():
     kept, ids, end = caption_ids(words := Words(), ["Red apple", "a b c d e", "dog"])
     assert kept == [0, 2]
-    assert [words.text(row) for row in ids] == ["A picture of a red apple . .", "A picture of a dog . . ."]
+    assert [words.text(row) for row in ids] == [": a picture of a red apple . .", ": a picture of a dog . . ."]
     assert words.text([end]) == "."
 
 
