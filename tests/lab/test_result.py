@@ -27,7 +27,9 @@ def test_published_results_are_what_the_lab_writes(path):
     for row, again in zip(result["claims"], judge_claims(result["arms"], claims, smoke=False), strict=True):
         interval = row.pop("interval"), again.pop("interval")
         assert interval[0] == pytest.approx(interval[1], rel=1e-9, abs=1e-12)
-        assert row == pytest.approx(again, rel=1e-9, abs=1e-12)
+        assert row.keys() == again.keys()
+        for name, value in again.items():  # words exactly, numbers to the last digits that another machine may change
+            assert row[name] == (pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value), name
     assert result["controls"] == compare_controls(result["arms"], claims)
     assert result["slug"] == path.stem
     assert not result["smoke"]
