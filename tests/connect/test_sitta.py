@@ -1,4 +1,5 @@
 import itertools
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.utils import logging as transformers_logging
 
 from foveal.connect import sitta
 from foveal.connect.sitta import PromptStyle, SittaCaptioner, SittaConnector, SittaMapper
@@ -309,6 +311,16 @@ def test_captions_equal_uncached_one_by_one_greedy(tokenizer, kind, style):
     assert len(scores) == len(candidates)
     assert text == (candidates[int(scores.argmax())] if candidates else "")
     assert cap.caption(feature)[1] == candidates  # the cached prefix is left as it was
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_cached_prefix_is_passed_by_its_current_name(tokenizer, kind, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    transformers_logging.get_logger("transformers.utils.generic").warning_once.cache_clear()  # said only once otherwise
+    cap = captioner(tokenizer, kind, prompt=PromptStyle(before="words:", separator=None, max_new_tokens=3))
+    assert cap.caption(draw(5, seed=3))[1]
+    assert not [record.getMessage() for record in caplog.records if "deprecated" in record.getMessage()]
 
 
 def greedy_text(language, tokenizer, ids, stop, steps):

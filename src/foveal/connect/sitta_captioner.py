@@ -10,9 +10,11 @@ Fabian Paischer et al.: SITTA: A Semantic Image-Text Alignment for Image Caption
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -212,7 +214,7 @@ class SittaCaptioner:
         """What the language model writes after each prompt, cut at the first stop character."""
         config = greedy_config(self.prompt.max_new_tokens, self._stop_ids)
         decoder_only = not self.language.config.is_encoder_decoder
-        options = {"past_key_values": self._cached_prefix(len(ids))} if decoder_only and self._before else {}
+        options = {self._cache_argument: self._cached_prefix(len(ids))} if decoder_only and self._before else {}
         output = self.language.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **options)
         new = output[:, ids.shape[1] :] if decoder_only else output
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -221,11 +223,19 @@ class SittaCaptioner:
     def _cached_prefix(self, rows: int) -> Any:
         """Key–value cache of the text before the words: computed once, copied for every batch of orders."""
         if self._prefix_cache is None:
+            from transformers import DynamicCache
+
             ids = torch.tensor([self._before], device=self.language.device)
-            self._prefix_cache = self.language(ids, use_cache=True).past_key_values
+            self._prefix_cache = DynamicCache(config=self.language.config)
+            self.language(ids, use_cache=True, **{self._cache_argument: self._prefix_cache})  # fills it
         cache = copy.deepcopy(self._prefix_cache)
         cache.batch_repeat_interleave(rows)
         return cache
+
+    @cached_property
+    def _cache_argument(self) -> str:
+        """Under which name the model takes a cache: later releases of transformers have another and warn of the old."""
+        return "cache" if "cache" in inspect.signature(self.language.forward).parameters else "past_key_values"
 
     def _word_cosine(self, feature: Float[Tensor, " dv"], captions: list[str]) -> Float[Tensor, " n"]:
         """Cosine of the mapped image and the mean (standardised) embedding of each caption's content words."""
