@@ -1,0 +1,86 @@
+"""What the trainers of the nano models share: the curves they record and how a finished checkpoint is published."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RECORD = "training.json"
+PACKAGES = ("foveal", "torch", "transformers", "diffusers", "tokenizers")
+
+
+class Curves:
+    """Receives what `foveal.train.fit` records, as its ``on``; a value is kept as the mean over ``every`` steps."""
+
+    def __init__(self, seed: int = 0, every: int = 20) -> None:
+        self.seed, self.every = seed, every
+        self.values: dict[str, list[tuple[int, float]]] = {}
+        self._open: dict[str, list[float]] = {}
+
+    def record(self, name: str, value: float, step: int) -> None:
+        values = self._open.setdefault(name, [])
+        values.append(value)
+        if len(values) == self.every:
+            self.values.setdefault(name, []).append((step + 1, round(sum(values) / len(values), 5)))
+            values.clear()
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a checkpoint says of its own making; its model card is drawn from this.
+
+    ``config`` holds every setting that shaped the weights, ``curves`` (step, value) pairs by name.
+    """
+
+    name: str
+    command: str
+    config: dict[str, Any]
+    data: str
+    limits: str
+    seconds: float
+    curves: dict[str, list[tuple[int, float]]]
+    licence: str = "Apache-2.0 (weights); pictures in the training data: Twemoji, CC-BY 4.0"
+    attribution: str = "Twemoji by Twitter, Inc. and other contributors, licensed under CC-BY 4.0"
+    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in PACKAGES})
+    machine: str = field(default_factory=lambda: f"{platform.machine()}, {os.cpu_count()} cores")
+
+
+def publish_checkpoint(out: Path, save: Callable[[Path], object], record: TrainingRecord) -> Path:
+    """``save(folder)`` into a folder aside, the record with the hashes of all files beside it, then one rename to ``out``.
+
+    An earlier checkpoint in ``out`` is replaced. Raises ValueError when ``out`` is anything but a checkpoint or a free name.
+    """
+    check_destination(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        save(aside)
+        files = sorted(path for path in aside.rglob("*") if path.is_file())
+        hashes = {str(path.relative_to(aside)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        text = json.dumps({**asdict(record), "files": hashes}, indent=1, ensure_ascii=False)
+        (aside / RECORD).write_text(text + "\n", encoding="utf-8")
+        for path in (*files, aside / RECORD):
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        aside.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return out
+
+
+def check_destination(out: Path) -> None:
+    """ValueError when publishing to ``out`` would overwrite what is no checkpoint of a nano model."""
+    if out.exists() and not (out / RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out={str(out)!r} exists and is no nano checkpoint: choose a new folder")
