@@ -7,16 +7,28 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from foveal.connect.sitta import standardize
+from foveal.connect.sitta import SittaMapper, standardize
 from foveal.data import twemoji
+from foveal.data.text import singular
 from foveal.demo import connectors
-from foveal.demo.connectors import Drawings, caption_ids, fit_names, name_embeddings, plainest, train_limber
+from foveal.demo.connectors import (
+    Drawings,
+    caption_ids,
+    fit_names,
+    name_embeddings,
+    name_tokens,
+    plainest,
+    sitta_captioner,
+    train_limber,
+)
 
 VOCABULARY, WIDTH, EOS = 300, 16, 2
 
 
 class Words:
     """One token for each word, numbered as they come."""
+
+    eos_token_id = EOS
 
     def __init__(self):
         self.ids = {}
@@ -30,6 +42,12 @@ class Words:
 
     def batch_decode(self, rows):
         return [self.text(row) for row in rows]
+
+    def decode(self, token):
+        return self.text([token])
+
+    def __len__(self):
+        return VOCABULARY
 
 
 @pytest.fixture
@@ -85,6 +103,16 @@ def test_a_name_without_letters_has_no_direction(eyes):
     vectors = name_embeddings(eyes, ["123", "red apple"])
     assert not vectors[0].any()
     assert vectors[1].any()
+
+
+def test_a_captioner_takes_no_word_twice_in_another_number(eyes):
+    words = ["door", "doors", "doorway", "doorways", "bus", "buses", "geese", "goose"]
+    ids = name_tokens(eyes, words)
+    eyes.whole = torch.zeros(VOCABULARY, dtype=torch.bool)
+    eyes.whole[[token for (token,) in ids]] = True
+    mapper = SittaMapper("procrustes").fit(torch.randn(8, 24), ids, eyes.embeddings)
+    found = sitta_captioner(eyes, mapper, orders=1).words(torch.randn(24))
+    assert sorted(map(singular, found)) == ["bus", "door", "doorway", "goose"]
 
 
 def test_captions_end_and_long_names_are_left_out():

@@ -21,6 +21,7 @@ from foveal.connect.limber import Limber, LimberConnector
 from foveal.connect.sitta import SittaMapper, class_name_pairs, standardize
 from foveal.connect.sitta_captioner import WORKED_EXAMPLES, SittaCaptioner
 from foveal.data import twemoji
+from foveal.data.text import singular
 from foveal.demo.eyes import POOL, STEM, WORDS, Eyes, Progress
 from foveal.demo.measure import name_ranks
 from foveal.train import FitConfig, fit
@@ -118,7 +119,7 @@ def sitta_captioner(eyes: Eyes, mapper: SittaMapper, orders: int) -> SittaCaptio
         k=WORDS,
         n_orders=orders,
         prompt=WORKED_EXAMPLES,
-        decode=lambda token: tokenizer.decode(token).strip()[:STEM],
+        decode=lambda token: singular(tokenizer.decode(token).strip())[:STEM],
         pool=POOL,
         allowed=eyes.whole,
     )
