@@ -1,0 +1,165 @@
+"""Measure any model: a dual encoder, a vision-language model or a text-to-image pipeline."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from foveal.evaluate.models import Opened
+    from foveal.evaluate.run import TaskResult
+
+
+def main(
+    model: Annotated[str, tyro.conf.Positional],
+    task: str | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    device: str = "auto",
+    dtype: str = "auto",
+    data: Path | None = None,
+    images: Path | None = None,
+    fresh: bool = False,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Measure a model on held-out scenes of the world, or on your own files. After Ctrl-C the same command goes on.
+
+    Shares come with their 95 % interval and what chance would give. Outputs are kept in .foveal/evaluate of the folder
+    you are in, so that nothing that is finished is asked again.
+
+    Args:
+        model: a reference model such as nano-clip, a folder made by save_pretrained, or a hub id owner/name.
+        task: only these, separated by commas; default: all that the model can take and that need no files.
+        n: number of scenes, pictures or questions of each task; default: each task's own.
+        seed: of the held-out scenes.
+        batch_size: most pictures or texts at once.
+        device: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.
+        dtype: auto, float32, bfloat16 or float16; auto is the checkpoint's own on a GPU, else float32.
+        data: file or folder of the task, such as a POPE file or a folder of class folders.
+        images: folder of the pictures that the data file names.
+        fresh: ask again what an earlier run has finished.
+        out: JSON file for the result; the predictions go into files beside it.
+        json: print the result as one JSON document instead of a table.
+    """
+    names = None if task is None else [name.strip() for name in task.split(",") if name.strip()]
+    if out is not None and out.suffix != ".json":
+        raise ValueError(f"out={str(out)!r}: give a file that ends in .json")
+    opened, results = measure(model, names, n, seed, batch_size, device, dtype, data, images, fresh)
+    result = as_json(opened, seed, results)
+    written = [] if out is None else write(out, result, results)
+    if json:
+        from foveal.cli import print_json
+
+        print_json(result)
+        return
+
+    from rich.console import Console
+
+    console = Console()
+    console.print(table(opened, results))
+    for path in written:
+        console.print(f"[dim]wrote[/] {path}", highlight=False, soft_wrap=True)
+
+
+def measure(
+    model: str,
+    names: list[str] | None,
+    n: int | None,
+    seed: int,
+    batch_size: int,
+    device: str,
+    dtype: str,
+    data: Path | None,
+    images: Path | None,
+    fresh: bool,
+) -> tuple[Opened, list[TaskResult]]:
+    """Open the model and run its tasks behind a bar."""
+    from foveal.cli._pictures import progress
+
+    with progress() as report:
+        report("loading", 0, 1)
+        from foveal.evaluate.base import Setting
+        from foveal.evaluate.models import open_model
+        from foveal.evaluate.run import run_task
+        from foveal.evaluate.tasks import tasks_for
+        from foveal.lab.environment import versions
+
+        if n is not None:
+            Setting(n, seed)  # refused before anything is loaded
+        opened = open_model(model, device, dtype, batch_size)
+        return opened, [
+            run_task(
+                task,
+                opened,
+                Setting(task.size if n is None else n, seed, data, images),
+                fresh=fresh,
+                versions=versions(),
+                report=report,
+            )
+            for task in tasks_for(opened.kind, names)
+        ]
+
+
+def as_json(opened: Opened, seed: int, results: list[TaskResult]) -> dict[str, Any]:
+    """Everything that is needed to know what was measured and to measure it again."""
+    from foveal.lab.environment import hardware, versions
+
+    about = ("name", "kind", "class_name", "parameters", "weight_bytes", "sha256", "dtype", "device")
+    return {
+        "model": {name: getattr(opened, name) for name in about},
+        "seed": seed,
+        "batch_size": opened.model.batch_size,
+        "tasks": {result.task.name: result.as_json() for result in results},
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def write(out: Path, result: dict[str, Any], results: list[TaskResult]) -> list[Path]:
+    """``out``, and beside it the judged predictions of each task as ``<out>.<task>.jsonl``; each whole or not there."""
+    from foveal.lab.files import write_atomically
+
+    written = []
+    for found in results:
+        path = out.with_name(f"{out.stem}.{found.task.name}.jsonl")
+        lines = [json_module.dumps(row, ensure_ascii=False) for row in found.rows]
+        write_atomically(path, ("\n".join(lines) + "\n").encode())
+        result["tasks"][found.task.name]["predictions"] = path.name
+        written.append(path)
+    write_atomically(out, (json_module.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    return [*written, out]
+
+
+def table(opened: Opened, results: list[TaskResult]) -> Any:
+    """One row for each metric."""
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"{opened.name}: {opened.class_name}, {opened.parameters:,} parameters"
+    grid = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    for column in ("task", "metric"):
+        grid.add_column(column, style="cyan" if column == "task" else None)
+    for column in ("value", "95 % interval", "chance", "n"):
+        grid.add_column(column, justify="right")
+    for result in results:
+        task = result.task.name
+        for metric in result.metrics:
+            value, low, high, chance = (
+                number(part, metric.unit) for part in (metric.value, metric.low, metric.high, metric.chance)
+            )
+            inside = f"{low} – {high}" if low else ""
+            grid.add_row(*map(Text, (task, metric.name, value, inside, chance, f"{metric.n:,}")))
+            task = ""
+    return grid
+
+
+def number(value: float | None, unit: str) -> str:
+    """A share as a percentage, anything else with its unit."""
+    if value is None:
+        return ""
+    return f"{value:.1%}" if unit == "share" else f"{value:.2f} {unit}"

@@ -1,0 +1,131 @@
+"""Any model behind one of three small adapters: a dual encoder, a vision–language model, a text-to-image pipeline.
+
+`open_model` takes a nano model's name, a folder in the layout of ``save_pretrained``, or a Hugging Face hub id. The
+class that the folder's own configuration names decides which adapter it gets. Weights are read from safetensors only,
+and code that comes with a checkpoint is never run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveal.evaluate.base import Kind
+from foveal.evaluate.models.dual_encoder import DualEncoder
+from foveal.evaluate.models.files import find_folder, weights_digest, weights_size
+from foveal.zoo.quiet import quiet_loading
+
+__all__ = ["DTYPES", "DualEncoder", "Opened", "open_model"]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready for evaluation, with what a report must say about it."""
+
+    name: str
+    kind: Kind
+    model: Any
+    """`DualEncoder`, `VisionLanguage` or `TextToImage`."""
+    class_name: str
+    """Of the Hugging Face model."""
+    folder: Path
+    parameters: int
+    weight_bytes: int
+    sha256: str
+    """Of the weight files with their names inside the folder."""
+    dtype: str
+    device: str
+
+
+def open_model(name: str, device: str = "auto", dtype: str = "auto", batch_size: int = 32) -> Opened:
+    """The model behind a nano name, a local folder or (only then over the network) a hub id.
+
+    Args:
+        name: such as ``nano-clip``, ``./my-clip`` or ``openai/clip-vit-base-patch32``.
+        device: of torch; "auto" is a CUDA GPU if there is one, else the CPU.
+        dtype: of `DTYPES`; "auto" is that of the checkpoint on a GPU and float32 on a CPU.
+        batch_size: most pictures or texts at once.
+
+    Raises:
+        ValueError: not found, no safetensors weights, a class that is no image–text model, or unknown options.
+    """
+    import torch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    place = torch_device(device)
+    number: Any = dtype
+    if dtype != "auto":
+        number = getattr(torch, dtype)
+    elif place.type == "cpu":
+        number = torch.float32
+    folder = find_folder(name)
+    kind = kind_of(folder)
+    with quiet_loading():
+        adapter, parts = _LOADERS[kind](folder, place, number, batch_size)
+    return Opened(
+        name=name,
+        kind=kind,
+        model=adapter,
+        class_name=type(adapter.model).__name__,
+        folder=folder,
+        parameters=sum(p.numel() for part in parts for p in part.parameters()),
+        weight_bytes=weights_size(folder),
+        sha256=weights_digest(folder),
+        dtype=str(parts[0].dtype).removeprefix("torch."),
+        device=str(place),
+    )
+
+
+def torch_device(name: str) -> Any:
+    """``torch.device`` of a name; ValueError when it is none, or this machine has no such device."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={name!r} cannot be used ({str(error).splitlines()[0]}); try --device cpu") from error
+    return device
+
+
+def kind_of(folder: Path) -> Kind:
+    """What the checkpoint in a folder is, by the class that its configuration names; ValueError when it is neither."""
+    if (folder / "model_index.json").is_file():
+        return "text-to-image"
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} holds no model that this transformers knows: {reason}") from error
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return "vision-language"
+    if type(config) in AutoModel._model_mapping:
+        model_class = AutoModel._model_mapping[type(config)]
+        if hasattr(model_class, "get_image_features") and hasattr(model_class, "get_text_features"):
+            return "dual encoder"
+    raise ValueError(
+        f"{folder} holds a {config.model_type!r} model, which neither embeds images and texts nor answers questions "
+        "about images; give a CLIP or SigLIP, an image-text-to-text model, or a diffusers pipeline"
+    )
+
+
+def _dual_encoder(folder: Path, device: Any, dtype: Any, batch_size: int) -> tuple[Any, list[Any]]:
+    from transformers import AutoModel, AutoProcessor
+
+    model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    model = model.eval().to(device)
+    return DualEncoder(model, processor, batch_size), [model]
+
+
+_LOADERS = {"dual encoder": _dual_encoder}

@@ -1,0 +1,29 @@
+"""All tasks by name. A file here that holds tasks lists them as ``TASKS``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foveal.evaluate.base import Kind, Task
+from foveal.evaluate.tasks import probe, retrieval, zero_shot
+
+TASKS: dict[str, Task] = {task.name: task for module in (retrieval, zero_shot, probe) for task in module.TASKS}
+
+
+def tasks_for(kind: Kind, names: Sequence[str] | None = None) -> list[Task]:
+    """The named tasks, or all of a kind of model that need no files of the user's.
+
+    Raises:
+        ValueError: an unknown name, or one of a task for other models.
+    """
+    if names is None:
+        return [task for task in TASKS.values() if task.kind == kind and not task.needs]
+    suited = [task.name for task in TASKS.values() if task.kind == kind]
+    for name in names:
+        if name not in TASKS:
+            raise ValueError(f"task={name!r} is unknown; a {kind} model has {', '.join(suited)}")
+        if name not in suited:
+            raise ValueError(
+                f"task={name!r} is for a {TASKS[name].kind} model; this {kind} one has {', '.join(suited)}"
+            )
+    return [TASKS[name] for name in names]

@@ -1,0 +1,68 @@
+"""`foveal eval`, called as the command calls it, on tiny models of the real classes."""
+
+import json
+
+import pytest
+from evaluate.tiny import save_clip
+
+from .test_catalog import fail, run
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    """Kept outputs go into the folder that one is in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def test_a_dual_encoder(clip_folder, capsys, tmp_path):
+    text = run(capsys, "eval", str(clip_folder), "--n", "8", "--out", "result.json")
+    for said in (
+        "CLIPModel",
+        "world-retrieval",
+        "image to text R@1",
+        "world-novel",
+        "linear-probe",
+        "12.5%",
+        "interval",
+    ):
+        assert said in text
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["model"]["sha256"]
+    assert result["versions"]["transformers"]
+    assert result["hardware"]["cores"]
+    recall = result["tasks"]["world-retrieval"]["metrics"]["image to text R@5"]
+    assert recall["chance"] == 5 / 8
+    assert recall["low"] <= recall["value"] <= recall["high"]
+    rows = (tmp_path / result["tasks"]["world-retrieval"]["predictions"]).read_text().splitlines()
+    assert len(rows) == 8
+    hits = [json.loads(row)["image to text rank"] <= 5 for row in rows]
+    assert sum(hits) / 8 == recall["value"]
+
+
+def test_the_same_numbers_again(clip_folder, capsys):
+    arguments = ("eval", str(clip_folder), "--task", "world-classes", "--n", "10", "--seed", "3", "--json")
+    first = json.loads(run(capsys, *arguments))
+    again = json.loads(run(capsys, *arguments, "--fresh"))
+    for result in (first, again):
+        result["tasks"]["world-classes"].pop("seconds")
+    assert first == again
+    assert json.loads(run(capsys, *arguments[:-2], "4", "--json"))["tasks"] != first["tasks"]
+
+
+def test_bad_input(clip_folder, capsys, tmp_path):
+    folder = str(clip_folder)
+    assert "nano-clip, nano-llava" in fail(capsys, "eval", "no-such-model")
+    assert "world-classes" in fail(capsys, "eval", folder, "--task", "pets")
+    assert "--data" in fail(capsys, "eval", folder, "--task", "imagefolder")
+    assert "missing" in fail(capsys, "eval", folder, "--task", "imagefolder", "--data", "nowhere")
+    assert "n=0" in fail(capsys, "eval", folder, "--n", "0")
+    assert "batch_size=0" in fail(capsys, "eval", folder, "--batch-size", "0")
+    assert ".json" in fail(capsys, "eval", folder, "--out", "result.txt")
+    assert "device='abacus'" in fail(capsys, "eval", folder, "--device", "abacus")
+    assert not list(tmp_path.iterdir())

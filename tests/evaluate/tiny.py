@@ -1,0 +1,73 @@
+"""Tiny models of the real Hugging Face classes, random and saved as anybody would save theirs; and scripted ones."""
+
+import hashlib
+import string
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class ScriptedEncoder:
+    """A dual encoder that knows the answers: a text's feature is drawn from its hash, a picture's is that of its texts.
+
+    ``answers`` holds (picture, texts) pairs.
+    """
+
+    kind = "dual encoder"
+    batch_size = 16
+
+    def __init__(self, answers):
+        self.texts = {image.tobytes(): texts for image, texts in answers}
+
+    def text_features(self, texts):
+        return torch.stack([self._feature(text) for text in texts])
+
+    def image_features(self, images):
+        return torch.stack([self.text_features(self.texts[image.tobytes()]).mean(0) for image in images])
+
+    @staticmethod
+    def _feature(text):
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        return torch.from_numpy(np.random.default_rng(seed).standard_normal(64).astype(np.float32))
+
+
+class ConstantEncoder:
+    """A dual encoder that sees no difference between any two things."""
+
+    kind = "dual encoder"
+    batch_size = 16
+
+    def text_features(self, texts):
+        return torch.ones(len(texts), 8)
+
+    image_features = text_features
+
+
+def letters_tokenizer(longest=64, **special):
+    """A CLIP tokenizer that spells."""
+    from transformers import CLIPTokenizer
+
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    for letter in string.printable[:95]:
+        for piece in (letter, f"{letter}</w>"):
+            if letter.strip():
+                vocabulary.setdefault(piece, len(vocabulary))
+    return CLIPTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", model_max_length=longest, **special)
+
+
+def save_clip(folder: Path) -> Path:
+    """A random CLIP of 32 px."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+
+    tokenizer = letters_tokenizer()
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**size, "vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    vision = {**size, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    model.save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
