@@ -55,9 +55,9 @@ class TrainingRecord:
 
 
 def publish_checkpoint(out: Path, save: Callable[[Path], object], record: TrainingRecord) -> Path:
-    """``save(folder)`` into a folder aside, the record with the hashes of all files beside it, then one rename to ``out``.
+    """``save(folder)`` into a folder aside, the record with hashes of all files beside it, then one rename to ``out``.
 
-    An earlier checkpoint in ``out`` is replaced. Raises ValueError when ``out`` is anything but a checkpoint or a free name.
+    An earlier checkpoint in ``out`` is replaced. Raises ValueError when anything else is there.
     """
     check_destination(out)
     out.parent.mkdir(parents=True, exist_ok=True)
