@@ -21,6 +21,14 @@ def fail(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
+def partly(capsys: pytest.CaptureFixture, *arguments: str):
+    """What is told by a command that must end with exit code 1: an answer for some of its inputs."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 1
+    return capsys.readouterr()
+
+
 def test_list_as_json_is_the_catalogue(capsys):
     rows = json.loads(run(capsys, "list", "--json"))
     assert [row["slug"] for row in rows] == [entry.slug for entry in papers()]

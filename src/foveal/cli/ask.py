@@ -19,11 +19,11 @@ def main(
         question: in English, e.g. "Is there a dog?".
         json: print one JSON document, with what the language model was told.
     """
-    from foveal.cli._pictures import progress, read_pictures
+    from foveal.cli._pictures import progress, read_picture
 
     if not question.strip():
         raise ValueError(f"question={question!r} is empty: ask something")
-    picture = read_pictures([image])[image]
+    picture = read_picture(image)
     with progress() as report:
         from foveal.demo.answer import answer
         from foveal.demo.eyes import Eyes

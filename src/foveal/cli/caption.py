@@ -11,13 +11,15 @@ def main(images: Annotated[list[str], tyro.conf.Positional], json: bool = False)
     Knows the 1,000 classes of ImageNet. A picture of anything else (tulips, rocks, a painting, a person) gets a fluent
     and wrong sentence about the class that looks most like it.
 
+    Files that cannot be read are named; the exit code is then 1, and 2 when none can be read.
+
     Args:
         images: picture files; JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.
-        json: print one JSON document, with the words, classes and all candidates.
+        json: print one JSON document, with the words, classes and all candidates, and what could not be read.
     """
-    from foveal.cli._pictures import progress, read_pictures
+    from foveal.cli._pictures import end, error_rows, progress, read_pictures
 
-    pictures = read_pictures(images)
+    pictures, errors = read_pictures(images)
     rows = []
     with progress() as report:
         from foveal.demo.eyes import Eyes
@@ -38,9 +40,10 @@ def main(images: Annotated[list[str], tyro.conf.Positional], json: bool = False)
     if json:
         from foveal.cli import print_json
 
-        print_json(rows)
-        return
-    _print_rows(rows)
+        print_json({"captions": rows, "errors": error_rows(errors)})
+    else:
+        _print_rows(rows)
+    end(errors, len(pictures))
 
 
 def _print_rows(rows: list) -> None:

@@ -18,12 +18,12 @@ def main(
         labels: two or more with commas between them, e.g. cat,dog,"sports car".
         json: print one JSON document instead of a table.
     """
-    from foveal.cli._pictures import progress, read_pictures
+    from foveal.cli._pictures import progress, read_picture
 
     names = [name.strip() for name in labels.split(",") if name.strip()]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise ValueError(f"labels={labels!r}: give at least two different ones with commas between them, e.g. cat,dog")
-    picture = read_pictures([image])[image]
+    picture = read_picture(image)
     with progress() as report:
         report("loading", 0, 1)
         from foveal.demo.zero_shot import ZeroShot

@@ -1,6 +1,5 @@
 """Pictures of a folder that fit a text."""
 
-import sys
 from typing import Annotated
 
 import tyro
@@ -17,13 +16,15 @@ def main(
     Finds what the 1,000 classes of ImageNet know. Things without a class (tulips, rocks, paintings), colours, numbers
     and people's names cannot be searched for.
 
+    Files that cannot be read are named; the exit code is then 1, and 2 when none can be read.
+
     Args:
         folder: where the pictures are.
         text: what you look for, e.g. "a cup of coffee".
         k: how many pictures.
         json: print one JSON document instead of a table.
     """
-    from foveal.cli._pictures import progress
+    from foveal.cli._pictures import end, error_rows, none_readable, progress
     from foveal.data.images import image_files
 
     if k < 1:
@@ -40,17 +41,16 @@ def main(
         zero_shot = ZeroShot.load()
         index = index_folder(folder, zero_shot, report)
         found = index.search(zero_shot, text, k)
-    for error in index.skipped:
-        print(f"foveal: {error}", file=sys.stderr)
-    if index.skipped:
-        print(f"foveal: {len(index.skipped)} of {len(index.skipped) + len(index.paths)} files skipped", file=sys.stderr)
+    if not index.paths:
+        raise none_readable(index.skipped)
     if json:
         from foveal.cli import print_json
 
         rows = [{"image": str(path), "score": round(score, 4)} for path, score in found]
-        print_json({"text": text, "pictures": len(index.paths), "skipped": len(index.skipped), "found": rows})
-        return
-    _print_found(found)
+        print_json({"text": text, "pictures": len(index.paths), "found": rows, "errors": error_rows(index.skipped)})
+    else:
+        _print_found(found)
+    end(index.skipped, len(index.paths))
 
 
 def _print_found(found: list) -> None:

@@ -34,8 +34,8 @@ class PictureIndex:
 
     paths: list[Path]
     logits: Float[Tensor, "n 1000"]
-    skipped: list[ImageError]
-    """One for each file that could not be read."""
+    skipped: dict[Path, ImageError]
+    """The files that could not be read."""
     fresh: int
     """How many were not in the cache."""
 
@@ -60,7 +60,7 @@ def index_folder(
     files = image_files(folder)
     known: dict[Path, Float[np.ndarray, "1000"]] = {}
     waiting: list[tuple[Path, str, np.ndarray]] = []
-    skipped: list[ImageError] = []
+    skipped: dict[Path, ImageError] = {}
     fresh = 0
     for done, path in enumerate(files):
         if progress:
@@ -73,7 +73,7 @@ def index_folder(
         try:  # shrunk at once: a batch of large photos would fill the memory
             waiting.append((path, digest, resize_square(read_image(path), SIZE)))
         except ImageError as error:
-            skipped.append(error)
+            skipped[path] = error
             continue
         fresh += 1
         if len(waiting) == BATCH:
