@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from foveal.data.coco import CocoCaptions, CocoInstances, mask_of, run_lengths
+from foveal.data.coco import CocoCaptions, CocoInstances, CocoReader, mask_of, run_lengths
 from foveal.data.faults import SampleError
 from foveal.data.images import ImageError
 
@@ -197,3 +197,8 @@ def test_polygon_area(corners, seed):
     area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
     mask = mask_of([np.stack([x, y], axis=1).ravel().tolist()], 100, 120)
     assert abs(int(mask.sum()) - area) < 40 + 0.02 * area
+
+
+def test_the_shared_reader_alone_cannot_be_made(folder):
+    with pytest.raises(TypeError, match="annotate"):
+        CocoReader(*write(folder, []))

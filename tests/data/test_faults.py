@@ -113,3 +113,11 @@ def test_unique_keys(names):
     for row, (key, name) in enumerate(zip(keys, names, strict=True)):
         assert key.startswith(name)
         assert key == name or name in names[:row]
+
+
+def test_a_reader_that_cannot_load_is_none():
+    class Keys(RowReader):
+        keys, faults = ("a",), Faults("Keys")
+
+    with pytest.raises(TypeError, match="load"):
+        Keys()

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,9 @@ class CocoReader(RowReader):
             detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise SampleError(f"{key}: malformed annotation: {detail}; repair the JSON") from error
 
+    @abstractmethod
     def annotate(self, sample: Sample, record: Json, annotations: Sequence[Json]) -> Sample:
         """The sample with its annotations."""
-        raise NotImplementedError
 
 
 class CocoCaptions(CocoReader):

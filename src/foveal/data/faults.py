@@ -5,6 +5,7 @@ one warning line is logged. ``strict=True`` raises at the first.
 """
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import overload
@@ -130,9 +131,9 @@ class RowReader(Sequence[Sample]):
     keys: Sequence[str]
     faults: Faults
 
+    @abstractmethod
     def load(self, index: int) -> Sample:
         """Sample of a row, ``0 ≤ index < len(self)``; SampleError when it is broken."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.keys)
