@@ -48,8 +48,8 @@ def build_tokenizer(texts: Iterable[str], size: int, length: int) -> PreTrainedT
     ]
     tokenizer = Tokenizer(models.BPE())
     pieces = [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(pieces)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(pieces)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=special,
@@ -58,7 +58,7 @@ def build_tokenizer(texts: Iterable[str], size: int, length: int) -> PreTrainedT
     )
     tokenizer.train_from_iterator(texts, trainer)
     begin = [(BOS, tokenizer.token_to_id(BOS))]
-    tokenizer.post_processor = processors.TemplateProcessing(f"{BOS} $A", f"{BOS} $A $B", begin)  # type: ignore
+    tokenizer.post_processor = processors.TemplateProcessing(f"{BOS} $A", f"{BOS} $A $B", begin)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,

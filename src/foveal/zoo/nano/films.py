@@ -34,7 +34,9 @@ class DrawnFilms:
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.n < len(LENGTHS):
-            raise ValueError(f"seed={self.seed}, n={self.n}: the seed must be at least 0, and n at least {len(LENGTHS)}")
+            raise ValueError(
+                f"seed={self.seed}, n={self.n}: the seed must be at least 0, and n at least {len(LENGTHS)}"
+            )
 
     def __len__(self) -> int:
         return self.n

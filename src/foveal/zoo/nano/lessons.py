@@ -53,7 +53,7 @@ class Writer:
 
     def pixels(self, pictures: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures that have the model's size already."""
-        return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        return (torch.tensor(pictures).permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
     def prefix(self, images: int) -> list[int]:
         """The tokens of ``<s>USER: <image>\\n`` with so many images."""
@@ -157,7 +157,8 @@ class Lessons:
         self, images: int, rounds: Iterator[list[Exchange]], rng: np.random.Generator, budget: int | None = None
     ) -> dict[str, np.ndarray]:
         """Branches that fit the budget, until it is all but used up; the first is always in."""
-        left, branches, said = budget or self.budget, [], set()
+        left, said = budget or self.budget, set()
+        branches: list[Branch] = []
         for dialogue in _dialogues(rounds, rng):
             key = tuple((item.prompt, item.answer) for item in dialogue)
             branch = self.writer.branch(dialogue)
@@ -210,4 +211,3 @@ def branch_mask(branches: Int[Tensor, "b t"]) -> Bool[Tensor, "b 1 t t"]:
     shared = (branches == 0)[:, None, :] & (branches >= 0)[:, :, None]
     alone = torch.eye(length, dtype=torch.bool)  # padding sees itself, since no row of a softmax may be empty
     return (((own | shared) & before & (branches >= 0)[:, None, :]) | alone)[:, None]
-
