@@ -74,6 +74,21 @@ def test_differences_without_spread_are_judged_by_their_sign():
     assert judge(same) == "inconclusive"
 
 
+def test_rounding_is_no_difference():
+    baseline = [0.7, 71.2, 3.3]
+    for sign in (1, -1):
+        off = [value * (1 + sign * 4e-16) for value in baseline]
+        assert all((a - b) * sign > 0 for a, b in zip(off, baseline, strict=True))
+        assert judge(paired_difference(off, baseline)) == "inconclusive"
+        assert judge(paired_difference(off, baseline), lower=True) == "inconclusive"
+    equal = [1e-15, 1e-15, 1e-15]
+    assert judge(paired_difference([0.5 + e for e in equal], [0.5] * 3)) == "inconclusive"
+    below, above = [0.3, 0.8, 0.55], [0.25, 0.75, 0.5]  # 0.05 apart, up to rounding
+    assert judge(paired_difference(below, above), by=0.05) == "inconclusive"
+    assert judge(paired_difference(above, below), by=0.05, lower=True) == "inconclusive"
+    assert judge(paired_difference([1e-9 + value for value in baseline], baseline)) == "reproduced"
+
+
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_an_effect_of_zero_is_inconclusive_as_often_as_promised(seeds):
     rng, trials = np.random.default_rng(20), 3000

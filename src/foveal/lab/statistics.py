@@ -18,24 +18,30 @@ from scipy import stats
 
 Verdict = Literal["reproduced", "inconclusive", "not reproduced"]
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # of the largest value: above what sums of float64 leave behind, below any difference of substance
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean, standard deviation and 95 % interval of a paired difference over ``seeds`` seeds."""
+    """Mean, standard deviation and 95 % interval of a paired difference over ``seeds`` seeds.
+
+    By less than ``rounding`` no two differences differ.
+    """
 
     mean: float
     sd: float
     low: float
     high: float
     seeds: int
+    rounding: float = 0.0
 
 
 def paired_difference(method: Sequence[float], baseline: Sequence[float]) -> Difference:
     """``method − baseline``, value by value: both lists hold one metric for the same seeds in the same order.
 
     Differences that are all alike have an interval of no width: nothing in the arms depends on the seed, and the
-    verdict is the sign. ValueError for lists of different length, fewer than two seeds, or values that are not finite.
+    verdict is the sign, unless they are no more than rounding. ValueError for lists of different length, fewer than
+    two seeds, or values that are not finite.
     """
     left, right = np.asarray(method, float), np.asarray(baseline, float)
     if left.ndim != 1 or left.shape != right.shape:
@@ -47,16 +53,17 @@ def paired_difference(method: Sequence[float], baseline: Sequence[float]) -> Dif
     difference = left - right
     n, mean, sd = len(difference), float(difference.mean()), float(difference.std(ddof=1))
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * sd / math.sqrt(n)
-    return Difference(mean, sd, mean - half, mean + half, n)
+    rounding = ROUNDING * float(max(np.abs(left).max(), np.abs(right).max()))
+    return Difference(mean, sd, mean - half, mean + half, n, rounding)
 
 
 def judge(difference: Difference, by: float = 0.0, lower: bool = False) -> Verdict:
     """The verdict on "the difference exceeds ``by``", or with ``lower`` on "falls below ``-by``".
 
     *reproduced*: the whole interval lies on the claimed side of the margin; *not reproduced*: on the other side;
-    *inconclusive*: the margin lies inside (or on the edge).
+    *inconclusive*: the margin lies inside (or on the edge, up to rounding).
     """
     low, high = (-difference.high, -difference.low) if lower else (difference.low, difference.high)
-    if low > by:
+    if low > by + difference.rounding:
         return "reproduced"
-    return "not reproduced" if high < by else "inconclusive"
+    return "not reproduced" if high < by - difference.rounding else "inconclusive"
