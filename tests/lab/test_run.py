@@ -1,4 +1,5 @@
 import io
+import random
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -108,6 +109,26 @@ def test_a_shared_part_is_made_once_and_counts_for_every_arm():
     _, other = cost_of(parts, (make, 20))
     assert made == [10, 20]
     assert other.flops == 2 * 20**3
+
+
+def test_a_shared_part_does_not_depend_on_who_asks_first():
+    def drawn(run, inner=None):
+        if inner is not None:
+            run.shared(drawn)
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()  # noqa: NPY002 - as libraries do
+
+    def first_asked(draws):
+        torch.rand(draws), np.random.rand(draws), [random.random() for _ in range(draws)]  # noqa: NPY002
+        states = torch.get_rng_state(), np.random.get_state()[2], random.getstate()  # noqa: NPY002
+        run = Run("a", 3, parts={})
+        part, nested = run.shared(drawn), run.shared(drawn, "nested")
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert (np.random.get_state()[2], random.getstate()) == states[1:]  # noqa: NPY002
+        return part, nested
+
+    assert first_asked(0) == first_asked(7)
+    assert first_asked(1)[1] == (lambda run: run.shared(drawn, "nested"))(Run("b", 3, parts={}))
+    assert Run("a", 4).shared(drawn) != first_asked(0)[0]
 
 
 def test_parts_within_parts_count_once():

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from foveal.lab.figures import png
+from foveal.lab.randomness import global_randomness
 from foveal.train.meters import Meter, count_parameters
 
 SMOKE_STEPS, SMOKE_SIZE = 2, 64
@@ -122,12 +123,14 @@ class Run:
         """``make(run, *arguments)``, made once for each seed and handed to every arm that asks for the same.
 
         Its time, FLOPs, memory and curves count for each of these arms, as if each had made it. Whoever changes the
-        value changes it for the arms that follow: copy it first.
+        value changes it for the arms that follow: copy it first. The global generators start from the seed while it is
+        made and are put back, so it does not matter which arm asks first, nor what that arm drew before.
         """
         key = (make, arguments)
         if fresh := key not in self._parts:
             run = Run(self.arm, self.seed, self.smoke, self.counts_flops, self._parts)
-            with Meter(flops=self.counts_flops, device=device()) as meter:
+            meter = Meter(flops=self.counts_flops, device=device())
+            with global_randomness(self.seed, device()), meter:
                 value = make(run, *arguments)
             self._parts[key] = _Part(value, run, measured(run, meter))
         part = self._parts[key]

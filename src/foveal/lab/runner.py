@@ -1,9 +1,7 @@
 """Runs the arms of a recipe over its seeds, cell by cell, and keeps every finished cell."""
 
 import math
-import random
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -11,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
-import torch
 
 from foveal.lab.cells import Cell, CellStore
 from foveal.lab.environment import hardware, source_digest, versions
 from foveal.lab.figures import STYLE
+from foveal.lab.randomness import global_randomness
 from foveal.lab.recipe import Arm, Recipe
 from foveal.lab.result import Result, assemble
 from foveal.lab.run import Picture, Run, device, measured
-from foveal.train.guard import private_randomness
 from foveal.train.meters import Meter
 
 WORK = Path(".foveal") / "runs"
@@ -102,30 +98,12 @@ def run_cell(arm: Arm, run: Run, keep_figures: bool) -> Cell:
     """Run one arm at one seed, with the global generators seeded before and restored after."""
     try:
         meter = Meter(flops=run.counts_flops, device=device())
-        with global_randomness(run.seed), matplotlib.rc_context(STYLE), meter:
+        with global_randomness(run.seed, device()), matplotlib.rc_context(STYLE), meter:
             metrics = arm(run)
-    except Exception as error:
+    except Exception as error:  # an arm may fail in any way; the error names it, and keeps its cause
         raise ArmError(f"arm {run.arm!r} failed at seed {run.seed}: {type(error).__name__}: {error}") from error
     values = _checked(metrics, run)
     return Cell(run.arm, run.seed, values, measured(run, meter), run.curves, run.figures if keep_figures else {})
-
-
-@contextmanager
-def global_randomness(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's global generators start from ``seed`` inside and are untouched outside.
-
-    Recipes draw from `Run.generator` and `Run.rng`; this is for libraries that do not ask (initial weights of modules).
-    """
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what must be protected
-    try:
-        with private_randomness(device()):
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            torch.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _checked(metrics: Any, run: Run) -> dict[str, float]:
