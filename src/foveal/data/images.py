@@ -135,7 +135,7 @@ def file_in(folder: Path, name: str) -> Path:
         ImageError: when the name is absolute or climbs out with ``..``, and does not end up in the folder.
     """
     root = os.path.abspath(folder)  # noqa: PTH100 - by name only: links in the folder are the user's own
-    path = os.path.abspath(os.path.join(root, name))  # noqa: PTH100, PTH118
+    path = os.path.abspath(os.path.join(root, name))  # noqa: PTH100, PTH118 - as above
     if os.path.commonpath([root, path]) != root:
         remedy = "give the folder that holds all images"
         raise _error(repr(name), "outside the folder", f"it leads out of {root}", remedy)

@@ -47,7 +47,7 @@ def tar_members(path: Path) -> Iterator[Member]:
             file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw
             with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
                 while (header := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # else it remembers all of them
+                    archive.members = []  # type: ignore[attr-defined]  # in no stub; else it remembers all of them
                     if not header.isdir():
                         yield Member(header.name, _content(archive, header))
     except FileNotFoundError as error:
@@ -67,14 +67,14 @@ class _Header(tarfile.TarInfo):
         try:
             return super().fromtarfile(tarfile_)
         except tarfile.HeaderError as error:
-            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]  # the zero blocks of a proper end
+            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]  # in no stub; a proper end
                 raise
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
 
     def _proc_member(self, tarfile_: Any) -> Any:  # the hook that the standard library leaves for subclasses
         if self.size < 0 or (self.type in EXTENDED and self.size > MAX_HEADER):
             raise tarfile.ReadError(f"a header at byte {tarfile_.offset} claims {self.size} bytes")
-        return super()._proc_member(tarfile_)  # type: ignore[misc]
+        return super()._proc_member(tarfile_)  # type: ignore[misc]  # in no stub either
 
 
 def _content(archive: tarfile.TarFile, header: tarfile.TarInfo) -> bytes | SampleError:

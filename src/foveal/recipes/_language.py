@@ -15,6 +15,9 @@ def tiny_llama(run: Run, ids: Int[Tensor, "n l"], vocabulary: int) -> LlamaForCa
         vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
     )
     model = run.build(LlamaForCausalLM, config)
-    loss = lambda model, batch: model(input_ids=batch[0], labels=batch[0]).loss  # noqa: E731
+
+    def loss(model: LlamaForCausalLM, batch: list[Tensor]) -> Tensor:
+        return model(input_ids=batch[0], labels=batch[0]).loss
+
     fit(model, TensorDataset(ids), steps=run.steps(600), loss=loss, config=FitConfig(lr=2e-3), on=run)
     return model

@@ -53,8 +53,7 @@ def arm(run: Run, objective: str, blind: bool = False) -> dict[str, float]:
     limber = Limber(run.build(LimberConnector, WIDTH, 128), language, WORDS.end)
     run.cost(limber, tokens=features.shape[1])
     config = FitConfig(lr=1e-2, weight_decay=0.0, betas=(0.9, 0.95))
-    loss = lambda model, batch: model(*batch).loss  # noqa: E731
-    fit(limber, TensorDataset(features, ids), steps=run.steps(250), loss=loss, config=config, on=run)
+    fit(limber, TensorDataset(features, ids), steps=run.steps(250), config=config, on=run)
     pixels, texts, _, nouns = run.shared(scenes, 10_000, 1000)
     said = [WORDS.decode(row) for row in limber.generate(vision.patch_features(pixels), max_new_tokens=LENGTH).tolist()]
     if run.arm == "contrastive":

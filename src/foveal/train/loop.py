@@ -215,9 +215,9 @@ class _Run:
 
         step, accelerator = self.done, self.accelerator
         seed_step(accelerator.device, self.seed, step, self.rank)
-        counter = flop_counter() if not self.flops_per_step else nullcontext()
+        counter = None if self.flops_per_step else flop_counter()
         outputs, used = [], []
-        with counter:
+        with counter or nullcontext():
             for _ in range(self.config.accumulate):
                 batch = next(batches)
                 with accelerator.accumulate(self.objective):
@@ -230,8 +230,8 @@ class _Run:
         self.guard(values["loss"], float(norm), outputs, used)
         self.stepper.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if not self.flops_per_step:
-            self.flops_per_step = max(1, counter.get_total_flops())  # type: ignore[union-attr]
+        if counter is not None:
+            self.flops_per_step = max(1, counter.get_total_flops())
         if self.config.after_step is not None:
             with torch.no_grad():
                 self.config.after_step(self.model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,7 +31,7 @@ MAX_TOKENS = 256
 class MiniLM:
     """Sentences in, unit vectors out."""
 
-    def __init__(self, model: torch.nn.Module, tokenizer: object) -> None:
+    def __init__(self, model: torch.nn.Module, tokenizer: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
 
@@ -43,7 +44,7 @@ class MiniLM:
         rows = []
         for start in range(0, len(order), batch_size):
             batch = [sentences[i] for i in order[start : start + batch_size]]
-            tokens = self.tokenizer(batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")  # type: ignore[operator]
+            tokens = self.tokenizer(batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
             hidden = self.model(**tokens).last_hidden_state
             mask = tokens["attention_mask"].unsqueeze(-1).to(hidden)
             rows.append((hidden * mask).sum(1) / mask.sum(1))
