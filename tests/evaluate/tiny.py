@@ -71,3 +71,46 @@ def save_clip(folder: Path) -> Path:
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
     return folder
+
+
+class ScriptedAnswers:
+    """A vision–language model that answers from a function of (pictures, prompt)."""
+
+    kind = "vision-language"
+    batch_size = 16
+
+    def __init__(self, say):
+        self.say = say
+
+    def answer(self, requests, max_new_tokens=32):
+        return [self.say(images, prompt) for images, prompt in requests]
+
+
+def save_llava(folder: Path) -> Path:
+    """A random LLaVA that sees 32 px as four tokens."""
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    from foveal.zoo.nano.chat import build_processor, build_tokenizer
+
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = build_tokenizer(["yes no red dog", "Is there a dog in the image?"], 330, 512)
+    vision = CLIPVisionConfig(**size, image_size=32, patch_size=16)
+    special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
+    special["eos_token_id"] = tokenizer.eos_token_id
+    text = LlamaConfig(**size, vocab_size=len(tokenizer), max_position_embeddings=512, **special)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image, image_seq_length=4)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    for weight in model.parameters():  # stronger than usual, so that answers differ and do not hang on rounding
+        weight.data.mul_(4)
+    model.save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    build_processor(images, tokenizer, 16).save_pretrained(folder)
+    return folder

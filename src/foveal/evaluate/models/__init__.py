@@ -14,9 +14,10 @@ from typing import Any
 from foveal.evaluate.base import Kind
 from foveal.evaluate.models.dual_encoder import DualEncoder
 from foveal.evaluate.models.files import find_folder, weights_digest, weights_size
+from foveal.evaluate.models.vision_language import Request, VisionLanguage
 from foveal.zoo.quiet import quiet_loading
 
-__all__ = ["DTYPES", "DualEncoder", "Opened", "open_model"]
+__all__ = ["DTYPES", "DualEncoder", "Opened", "Request", "VisionLanguage", "open_model"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -128,4 +129,15 @@ def _dual_encoder(folder: Path, device: Any, dtype: Any, batch_size: int) -> tup
     return DualEncoder(model, processor, batch_size), [model]
 
 
-_LOADERS = {"dual encoder": _dual_encoder}
+def _vision_language(folder: Path, device: Any, dtype: Any, batch_size: int) -> tuple[Any, list[Any]]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True
+    )
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    model = model.eval().to(device)
+    return VisionLanguage(model, processor, batch_size), [model]
+
+
+_LOADERS = {"dual encoder": _dual_encoder, "vision-language": _vision_language}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foveal.evaluate.base import Kind, Task
-from foveal.evaluate.tasks import probe, retrieval, zero_shot
+from foveal.evaluate.tasks import answers, captions, existence, grounding, probe, retrieval, zero_shot
 
-TASKS: dict[str, Task] = {task.name: task for module in (retrieval, zero_shot, probe) for task in module.TASKS}
+_MODULES = (retrieval, zero_shot, probe, existence, answers, captions, grounding)
+TASKS: dict[str, Task] = {task.name: task for module in _MODULES for task in module.TASKS}
 
 
 def tasks_for(kind: Kind, names: Sequence[str] | None = None) -> list[Task]:
