@@ -5,9 +5,12 @@ says how it was trained: ``foveal train nano-clip`` makes the folder anew.
 """
 
 import importlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from foveal.zoo.quiet import quiet_loading
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 CLASSES = {
@@ -47,11 +50,13 @@ def load(name: str, path: Path | None = None) -> Any:
     """
     place = path or folder(name)
     library, model_class, processor_class = CLASSES[name]
-    module = importlib.import_module(library)
-    if processor_class is None:
-        return getattr(module, model_class).from_pretrained(place, dtype=_float32(), safety_checker=None)
-    model = getattr(module, model_class).from_pretrained(place, dtype=_float32()).eval()
-    return Nano(model, getattr(module, processor_class).from_pretrained(place))
+    with quiet_loading():
+        module = importlib.import_module(library)
+        model = getattr(module, model_class).from_pretrained(place, dtype=_float32())
+        if processor_class is None:
+            model.set_progress_bar_config(disable=not sys.stderr.isatty())
+            return model
+        return Nano(model.eval(), getattr(module, processor_class).from_pretrained(place))
 
 
 def _float32() -> Any:

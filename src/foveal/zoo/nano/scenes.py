@@ -34,9 +34,27 @@ CLIP_WORLD = WorldConfig(size=96, things=(1, 4), nouns=BASE_NOUNS, styles=STYLES
 """No novel noun is ever drawn or named in it, so that zero-shot classification of novel classes means something."""
 LLAVA_WORLD = replace(CLIP_WORLD, imbalance=0.6, companions=0.7, repeats=0.3)
 """Nouns of a long tail among their natural companions: what makes a model see what is usually there."""
-SD_WORLD = replace(
-    CLIP_WORLD, size=64, things=(1, 2), styles=("flat",), writing=0.0, min_visible=0.7, sizes=("medium", "large")
+_DRAWABLE = (
+    *("circle", "square", "triangle", "star", "ring", "heart", "diamond", "cross", "crescent", "arrow"),
+    *("dog", "cat", "cow", "pig", "elephant", "lion", "chicken", "duck", "penguin", "fish", "whale", "crab"),
+    *("butterfly", "snail", "apple", "banana", "watermelon", "carrot", "mushroom", "pizza", "hamburger", "cake"),
+    *("car", "bus", "train", "airplane", "boat", "bicycle", "rocket", "key", "guitar", "bell", "soccer ball", "hat"),
+    *("shirt", "crown", "tree", "sunflower", "tulip", "chair", "clock", "cup", "umbrella", "book", "house", "tent"),
 )
+SD_WORLD = replace(
+    CLIP_WORLD,
+    size=64,
+    things=(1, 2),
+    nouns=_DRAWABLE,
+    styles=("flat",),
+    writing=0.0,
+    min_visible=0.7,
+    sizes=("medium",),
+    textures=("plain",),
+    depth=(2.1, 3.0),
+    tint=0.0,
+)
+"""Few things of fifty-six nouns, large in the picture: as much as a tiny diffusion model can learn to draw."""
 
 
 @dataclass(frozen=True)
