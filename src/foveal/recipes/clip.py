@@ -21,8 +21,8 @@ from foveal.data import world
 from foveal.data.transforms import to_tensor
 from foveal.data.word_ids import WordIds
 from foveal.lab import Claim, Recipe, Run, figures
+from foveal.recipes._caption_towers import CaptionTowers
 from foveal.recipes._emoji import name_retrieval
-from foveal.recipes._encoders import LONGEST, CaptionTowers
 from foveal.train import FitConfig, fit
 
 ANIMALS = ("dog", "pig", "frog", "fish", "parrot", "swan")
@@ -36,9 +36,10 @@ PROMPTS = {"bare": ("{}",), "one": ("a picture of a {}",), "all": tuple(t.format
 def trained(run: Run, contrastive: bool, steps: int, shuffled: bool, lr: float = 1e-3) -> CaptionTowers:
     pairs = world.pairs(run.seed, run.size(6000), SCENES)
     words = WordIds.of([*pairs.captions, *NOUNS])
-    ids = torch.from_numpy(words.encode(pairs.captions, LONGEST))
+    ids = torch.from_numpy(words.encode(pairs.captions))
     ids = ids[torch.randperm(len(ids), generator=run.generator("shuffle"))] if shuffled else ids
     model = run.build(CaptionTowers, words, contrastive)
+    model.start_at(ids)
     config = FitConfig(lr=lr, batch_size=128, after_step=CaptionTowers.clamp)
     fit(model, TensorDataset(to_tensor(pairs.images), ids), steps=run.steps(steps), config=config, on=run)
     return model

@@ -1,12 +1,12 @@
 """SITTA: does a closed-form map find the words of classes and scenes that it was never fitted on?
 
 Real weights, nothing trained. *Classes*: the rows of EfficientNet-Lite0's classifier are mapped to the word embeddings
-of SmolLM2-135M through the words of their class names, on four fifths of the classes; the rest must find their own
-words among 21,000 (five folds, shuffled by the seed). ``random`` is a rotation drawn at random;
-``ridge_tuned`` has a penalty of 1e4 instead of the paper's 1, so that ridge is not held back by the scale of the rows.
+of SmolLM2-135M on four fifths of the class names; the rest must find their own words among 21,000 (five folds).
+``random`` is a random rotation; ``ridge_tuned`` has a penalty of 1e4 for rows of this scale instead of the paper's 1.
 
-*Scenes*: the paper's second source of pairs, captioned images, here world scenes of sprites with EfficientNet-Lite0
-features, fitted on 1,000 images (``scenes_ols`` ...) or on 20 of them (``few_ols`` ...), tested on 200 others.
+*Scenes*: the paper's second source of pairs, captioned images, here world scenes; features reduced to 128 principal
+components. ``scenes_...``: fitted on 1,000 images, ``few_...``: on 147, as few for each column as 1 % of COCO is there.
+Where least squares loses on all scenes, lack of data is not why: on seed 100 fewer components did not change it.
 """
 
 from functools import partial
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from foveal.connect.sitta import SittaMapper, caption_words, ndcg
 from foveal.connect.sitta_captioner import STOPWORDS
@@ -23,17 +23,17 @@ from foveal.data import world
 from foveal.lab import Claim, Recipe, Run, figures
 from foveal.recipes._real_parts import pairs, parts
 
+COMPONENTS, FEW = 128, 147
 SCENES = world.WorldConfig(size=128, things=(1, 2), sprites=1.0, tint=0.0, min_visible=0.6, sizes=("medium", "large"))
 
 
 def score(mapper: SittaMapper, features: Tensor, relevant: list[list[int]]) -> dict[str, float]:
     """nDCG over all whole words, and how often (in percent) one of the first 8 is relevant."""
     words = parts()[3].nonzero()[:, 0]
-    z = F.normalize(mapper.transform(features), dim=1)
-    ranked = words[(z @ F.normalize(mapper.targets[words], dim=1).mT).argsort(1, descending=True)].numpy()
-    hits = [np.isin(row[:8], ids).any() for row, ids in zip(ranked, relevant, strict=True)]
-    gains = [ndcg(row, ids) for row, ids in zip(ranked, relevant, strict=True)]
-    return {"ndcg": float(np.mean(gains)), "hit@8": 100 * float(np.mean(hits))}
+    cosines = normalize(mapper.transform(features)) @ normalize(mapper.targets[words]).mT
+    ranked = words[cosines.argsort(1, descending=True)].numpy()
+    found = [(ndcg(row, ids), 100 * np.isin(row[:8], ids).any()) for row, ids in zip(ranked, relevant, strict=True)]
+    return dict(zip(("ndcg", "hit@8"), np.mean(found, axis=0).tolist(), strict=True))
 
 
 def classes(run: Run, random: bool = False, **options: Any) -> dict[str, float]:
@@ -43,7 +43,7 @@ def classes(run: Run, random: bool = False, **options: Any) -> dict[str, float]:
     order = [c for c in shuffled if names[c]][: run.size(len(names))]
     weight, mapper, folds = vision.classifier_weight, SittaMapper(**options), []
     for fold in range(run.steps(5)):
-        held, seen = order[fold::5], sorted(c for i, c in enumerate(order) if i % 5 != fold)
+        held, seen = order[fold::5], sorted(set(order) - set(order[fold::5]))
         mapper.fit(weight[seen], [names[c] for c in seen], embeddings)
         if random:
             mapper.W = torch.linalg.qr(torch.randn(mapper.W.shape, generator=run.generator("rotation")))[0]
@@ -54,19 +54,20 @@ def classes(run: Run, random: bool = False, **options: Any) -> dict[str, float]:
 def described(run: Run, first: int, n: int) -> tuple[np.ndarray, Tensor, list[list[int]]]:
     """Images, features and the tokens of the captions' words."""
     samples = world.World(SCENES, first + run.seed, run.size(n), extras=("long",))
-    texts = [caption_words(" ".join(sample.captions).lower(), STOPWORDS) for sample in samples]
+    texts = [" ".join(caption_words(" ".join(sample.captions).lower(), STOPWORDS)) for sample in samples]
     images = np.stack([sample.image for sample in samples])
-    return images, parts()[0].features(images), pairs([" ".join(words) for words in texts])
+    return images, parts()[0].features(images), pairs(texts)
 
 
 def scenes(run: Run, method: str, n: int = 1000) -> dict[str, float]:
     _, features, words = run.shared(described, 0, 1000)
-    mapper = SittaMapper(method).fit(features[:n], words[:n], parts()[2])
+    components = torch.linalg.svd(features - features.mean(0), full_matrices=False)[2][:COMPONENTS].mT
+    mapper = SittaMapper(method).fit(features[:n] @ components, words[:n], parts()[2])
     images, features, words = run.shared(described, 10_000, 200)
     if run.arm == "scenes_procrustes":
-        found = mapper.retrieve(features[:8], k=4, allowed=parts()[3])
-        run.figure("words.png", figures.picture_grid(images[:8], parts()[1].batch_decode(found)))
-    return {f"scene_{name}": value for name, value in score(mapper, features, words).items()}
+        said = parts()[1].batch_decode(mapper.retrieve(features[:8] @ components, k=4, allowed=parts()[3]))
+        run.figure("words.png", figures.picture_grid(images[:8], said))
+    return {f"scene_{name}": value for name, value in score(mapper, features @ components, words).items()}
 
 
 METHODS = ("ols", "ridge", "procrustes", "robust_procrustes")
@@ -77,7 +78,7 @@ RECIPE = Recipe(
         **{method: partial(classes, method=method) for method in METHODS},
         "ridge_tuned": partial(classes, method="ridge", alpha=1e4),
         **{f"scenes_{method}": partial(scenes, method=method) for method in ("ols", "procrustes")},
-        **{f"few_{method}": partial(scenes, method=method, n=20) for method in ("ols", "procrustes")},
+        **{f"few_{method}": partial(scenes, method=method, n=FEW) for method in ("ols", "procrustes")},
     },
     claims=[
         Claim("procrustes", beats="random", on="ndcg"),
