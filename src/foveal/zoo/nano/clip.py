@@ -24,6 +24,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from foveal.train import FitConfig, fit
+from foveal.zoo.nano.bpe import clip_tokenizer
 from foveal.zoo.nano.captions import CaptionedScenes, corpus
 from foveal.zoo.nano.scenes import CLIP_WORLD, DrawnScenes
 from foveal.zoo.nano.training import Curves, TrainingRecord, check_destination, publish_checkpoint
@@ -46,7 +47,7 @@ class ClipTraining:
     """All that shapes the weights."""
 
     scenes: int = 30_000
-    steps: int = 1400
+    steps: int = 1600
     batch: int = 192
     lr: float = 1e-3
     weight_decay: float = 0.1
@@ -97,12 +98,10 @@ def train(out: Path, work: Path, smoke: bool = False) -> Path:
 
 
 def build_processor(texts: Iterable[str], settings: ClipTraining) -> CLIPProcessor:
-    """CLIP's preprocessing for 96 px, and its kind of BPE with the merges of ``texts``."""
-    tokenizer = CLIPTokenizer().train_new_from_iterator(texts, settings.vocabulary, show_progress=False)
-    tokenizer.model_max_length = settings.positions
+    """CLIP's preprocessing for 96 px, and a tokenizer made from ``texts``."""
     square = {"height": CLIP_WORLD.shape[0], "width": CLIP_WORLD.shape[1]}
     images = CLIPImageProcessorPil(size=square, crop_size=square, image_mean=MEAN, image_std=STD)
-    return CLIPProcessor(images, tokenizer)
+    return CLIPProcessor(images, clip_tokenizer(texts, settings.vocabulary, settings.positions))
 
 
 def build_model(settings: ClipTraining, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -134,6 +133,10 @@ def build_model(settings: ClipTraining, tokenizer: CLIPTokenizer) -> CLIPModel:
 
 class Learner(nn.Module):
     """A CLIP model with what its training needs beside it."""
+
+    finished: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer, settings: ClipTraining) -> None:
         super().__init__()
@@ -182,7 +185,7 @@ class Learner(nn.Module):
     ) -> tuple[Float[Tensor, "r e"], Tensor]:
         """Mean of a region's patches, weighted by how much of each the box covers; and whether any of them is there."""
         tower, side = self.clip.vision_model, self.clip.vision_model.embeddings.patch_size
-        columns = self.clip.config.vision_config.image_size // side
+        columns = CLIP_WORLD.shape[1] // side
         left, top = (places % columns) * side, (places // columns) * side
         across = (torch.minimum(left + side, boxes[:, 2:3]) - torch.maximum(left, boxes[:, 0:1])).clamp(min=0)
         down = (torch.minimum(top + side, boxes[:, 3:4]) - torch.maximum(top, boxes[:, 1:2])).clamp(min=0)
