@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
@@ -48,5 +49,5 @@ def clip_tokenizer(texts: Iterable[str], size: int, longest: int) -> CLIPTokeniz
     learned = json.loads(bpe.to_str())["model"]
     vocabulary = {plain(token): number for token, number in learned["vocab"].items()}
     vocabulary |= {special: len(vocabulary) + i for i, special in enumerate(SPECIAL)}
-    merges = [(plain(left), plain(right)) for left, right in learned["merges"]]
+    merges: Any = [(plain(left), plain(right)) for left, right in learned["merges"]]  # annotated too narrowly there
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=longest)

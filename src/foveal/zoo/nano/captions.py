@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from torch.utils.data import Dataset
 
 from foveal.data import twemoji
 from foveal.data.world.captions import TEMPLATES, long_caption, region_caption, short_caption
@@ -40,7 +41,7 @@ def emoji_picture(emoji: twemoji.Emoji, size: int, rng: np.random.Generator) -> 
 
 
 @dataclass(frozen=True)
-class CaptionedScenes(Sequence[dict[str, Any]]):
+class CaptionedScenes(Dataset[dict[str, Any]]):
     """``length`` samples from fewer scenes. Sample i is a function of (scenes, i) and never said like another.
 
     A sample has ``image`` (h, w, 3), ``caption``, ``boxes`` (k, 4) in pixels and k ``phrases``.
@@ -53,7 +54,7 @@ class CaptionedScenes(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: Any) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is out of range for length {self.length}")
         rng = np.random.default_rng((self.scenes.seed, index))
