@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from evaluate.tiny import save_clip
+from evaluate.tiny import save_clip, save_llava
 
 from .test_catalog import fail, run
 
@@ -21,16 +21,9 @@ def somewhere(tmp_path, monkeypatch):
 
 
 def test_a_dual_encoder(clip_folder, capsys, tmp_path):
-    text = run(capsys, "eval", str(clip_folder), "--n", "8", "--out", "result.json")
-    for said in (
-        "CLIPModel",
-        "world-retrieval",
-        "image to text R@1",
-        "world-novel",
-        "linear-probe",
-        "12.5%",
-        "interval",
-    ):
+    tasks = "world-retrieval,world-novel"
+    text = run(capsys, "eval", str(clip_folder), "--task", tasks, "--n", "8", "--out", "result.json")
+    for said in ("CLIPModel", *tasks.split(","), "image to text R@1", "12.5%", "95 % interval", "result.json"):
         assert said in text
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["model"]["sha256"]
@@ -66,3 +59,29 @@ def test_bad_input(clip_folder, capsys, tmp_path):
     assert ".json" in fail(capsys, "eval", folder, "--out", "result.txt")
     assert "device='abacus'" in fail(capsys, "eval", folder, "--device", "abacus")
     assert not list(tmp_path.iterdir())
+
+
+def test_recorded_answers(capsys, tmp_path):
+    (tmp_path / "pope.json").write_text(
+        '{"question_id": 7, "image": "a.jpg", "text": "Is there a dog?", "label": "yes"}'
+    )
+    (tmp_path / "answers.json").write_text('[{"question_id": 7, "answer": "no"}]')
+    arguments = ("eval", "answers.json", "--task", "pope", "--data", "pope.json", "--json")
+    result = json.loads(run(capsys, *arguments))
+    assert result["model"]["class_name"] == "recorded answers"
+    assert result["tasks"]["pope"]["metrics"]["accuracy"]["value"] == 0
+    assert "recorded answers" in run(capsys, *arguments[:-1])
+    assert "--task" in fail(capsys, "eval", "answers.json")
+
+
+@pytest.fixture(scope="module")
+def llava_folder(tmp_path_factory):
+    return save_llava(tmp_path_factory.mktemp("models") / "llava")
+
+
+def test_a_vision_language_model(llava_folder, capsys):
+    tasks = "world-existence,world-count,world-rec"
+    result = json.loads(run(capsys, "eval", str(llava_folder), "--task", tasks, "--n", "3", "--json"))
+    assert result["model"]["kind"] == "vision-language"
+    assert ",".join(result["tasks"]) == tasks
+    assert "dual encoder" in fail(capsys, "eval", str(llava_folder), "--task", "world-classes")

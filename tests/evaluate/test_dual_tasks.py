@@ -128,7 +128,11 @@ def test_own_folder_of_classes(tmp_path):
 
 
 def test_tasks_by_kind_and_name():
-    assert "imagefolder" not in [task.name for task in tasks_for("dual encoder")]
+    usual = [task.name for task in tasks_for("dual encoder")]
+    assert usual == ["world-retrieval", "twemoji-names", "world-classes", "world-novel", "linear-probe"]
+    asked = {task.name for task in tasks_for("vision-language")}
+    assert {"world-existence", "world-count", "world-relation", "world-caption", "world-rec"} <= asked
+    assert not {"pope", "chair", "vqa"} & asked
     assert [task.name for task in tasks_for("dual encoder", ["imagefolder"])] == ["imagefolder"]
     with pytest.raises(ValueError, match=r"world-clases.*world-classes"):
         tasks_for("dual encoder", ["world-clases"])

@@ -33,7 +33,8 @@ def main(
     you are in, so that nothing that is finished is asked again.
 
     Args:
-        model: a reference model such as nano-clip, a folder made by save_pretrained, or a hub id owner/name.
+        model: a reference model such as nano-clip, a folder made by save_pretrained, or a hub id owner/name; also a
+            JSON file of answers from elsewhere, for --task pope, chair or vqa.
         task: only these, separated by commas; default: all that the model can take and that need no files.
         n: number of scenes, pictures or questions of each task; default: each task's own.
         seed: of the held-out scenes.
@@ -92,6 +93,8 @@ def measure(
         if n is not None:
             Setting(n, seed)  # refused before anything is loaded
         opened = open_model(model, device, dtype, batch_size)
+        if not opened.parameters and names is None:
+            raise ValueError(f"model={model!r} holds answers: say to which task, --task pope, chair or vqa")
         return opened, [
             run_task(
                 task,
@@ -140,7 +143,8 @@ def table(opened: Opened, results: list[TaskResult]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    title = f"{opened.name}: {opened.class_name}, {opened.parameters:,} parameters"
+    size = f", {opened.parameters:,} parameters" if opened.parameters else ""
+    title = f"{opened.name}: {opened.class_name}{size}"
     grid = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     for column in ("task", "metric"):
         grid.add_column(column, style="cyan" if column == "task" else None)

@@ -7,6 +7,7 @@ and code that comes with a checkpoint is never run.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 from foveal.evaluate.base import Kind
 from foveal.evaluate.models.dual_encoder import DualEncoder
 from foveal.evaluate.models.files import find_folder, weights_digest, weights_size
+from foveal.evaluate.models.recorded import RecordedAnswers
 from foveal.evaluate.models.vision_language import Request, VisionLanguage
 from foveal.zoo.quiet import quiet_loading
 
-__all__ = ["DTYPES", "DualEncoder", "Opened", "Request", "VisionLanguage", "open_model"]
+__all__ = ["DTYPES", "DualEncoder", "Opened", "RecordedAnswers", "Request", "VisionLanguage", "open_model"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -45,7 +47,8 @@ def open_model(name: str, device: str = "auto", dtype: str = "auto", batch_size:
     """The model behind a nano name, a local folder or (only then over the network) a hub id.
 
     Args:
-        name: such as ``nano-clip``, ``./my-clip`` or ``openai/clip-vit-base-patch32``.
+        name: such as ``nano-clip``, ``./my-clip`` or ``openai/clip-vit-base-patch32``; or a ``.json`` or ``.jsonl``
+            file of answers that some model gave elsewhere, see `RecordedAnswers`.
         device: of torch; "auto" is a CUDA GPU if there is one, else the CPU.
         dtype: of `DTYPES`; "auto" is that of the checkpoint on a GPU and float32 on a CPU.
         batch_size: most pictures or texts at once.
@@ -60,6 +63,8 @@ def open_model(name: str, device: str = "auto", dtype: str = "auto", batch_size:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
     place = torch_device(device)
+    if Path(name).suffix in (".json", ".jsonl"):
+        return _recorded(Path(name))
     number: Any = dtype
     if dtype != "auto":
         number = getattr(torch, dtype)
@@ -81,6 +86,15 @@ def open_model(name: str, device: str = "auto", dtype: str = "auto", batch_size:
         dtype=str(parts[0].dtype).removeprefix("torch."),
         device=str(place),
     )
+
+
+def _recorded(path: Path) -> Opened:
+    """Answers that are there already, in the place of a model."""
+    answers = RecordedAnswers(path)
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    kind: Kind = "vision-language"
+    return Opened(str(path), kind, answers, "recorded answers", path, 0, len(content), digest, "none", "none")
 
 
 def torch_device(name: str) -> Any:

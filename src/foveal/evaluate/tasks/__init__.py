@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foveal.evaluate.base import Kind, Task
-from foveal.evaluate.tasks import answers, captions, existence, grounding, probe, retrieval, zero_shot
+from foveal.evaluate.tasks import answers, captions, chair, existence, grounding, pope, probe, retrieval, vqa, zero_shot
 
-_MODULES = (retrieval, zero_shot, probe, existence, answers, captions, grounding)
+_MODULES = (retrieval, zero_shot, probe, existence, answers, captions, grounding, pope, chair, vqa)
 TASKS: dict[str, Task] = {task.name: task for module in _MODULES for task in module.TASKS}
 
 
 def tasks_for(kind: Kind, names: Sequence[str] | None = None) -> list[Task]:
-    """The named tasks, or all of a kind of model that need no files of the user's.
+    """The named tasks, each once, or all of a kind of model that need no files of the user's.
 
     Raises:
         ValueError: an unknown name, or one of a task for other models.
@@ -27,4 +27,6 @@ def tasks_for(kind: Kind, names: Sequence[str] | None = None) -> list[Task]:
             raise ValueError(
                 f"task={name!r} is for a {TASKS[name].kind} model; this {kind} one has {', '.join(suited)}"
             )
-    return [TASKS[name] for name in names]
+    if not names:
+        raise ValueError(f"task is empty; a {kind} model has {', '.join(suited)}")
+    return [TASKS[name] for name in dict.fromkeys(names)]

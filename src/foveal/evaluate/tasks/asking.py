@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from foveal.data.images import file_in, read_image
 from foveal.data.world.phrases import NUMBERS
-from foveal.evaluate.base import Item, Json
+from foveal.evaluate.base import Item, Json, Pictures
+from foveal.evaluate.models.recorded import RecordedAnswers
 
 _FIGURES = {"none": "0", "zero": "0", **{word: str(i) for i, word in enumerate(NUMBERS[:11]) if i}}
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -24,14 +27,39 @@ _QUOTES = re.compile(r"['’‘]")
 Ask = Callable[[Any, Sequence[Item]], list[Json]]
 
 
-def asker(max_new_tokens: int) -> Ask:
-    """Asks the first text of each item about its pictures; the output is ``{"answer": text}``."""
+def asker(max_new_tokens: int, partial: bool = False) -> Ask:
+    """Asks the first text of each item about its pictures; the output is ``{"answer": text}``.
+
+    Recorded answers are looked up by the item's ``id``, or else its key. One that is missing is an error, or under
+    ``partial`` the answer None.
+    """
 
     def ask(model: Any, items: Sequence[Item]) -> list[Json]:
+        if isinstance(model, RecordedAnswers):
+            return [{"answer": _recorded(model, item, partial)} for item in items]
         requests = [(item.pictures() if item.pictures else [], item.texts[0]) for item in items]
         return [{"answer": text} for text in model.answer(requests, max_new_tokens)]
 
     return ask
+
+
+def image_file(folder: Path | None, name: str) -> Pictures:
+    """What reads one picture of the user's folder, when it is called."""
+
+    def read() -> list[Any]:
+        if folder is None:
+            raise ValueError(f"images is not given: the task needs --images DIR with {name} in it")
+        return [read_image(file_in(folder, name))]
+
+    return read
+
+
+def _recorded(model: RecordedAnswers, item: Item, partial: bool) -> str | None:
+    identity = item.truth.get("id", item.key)
+    found = model.find(identity)
+    if found is None and not partial:
+        raise ValueError(f"the recorded answers hold none for id {identity!r}; give all, or fewer questions (--n)")
+    return found
 
 
 def normalised(answer: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foveal.data.world.vocabulary import NOUNS, PLURALS
 
-_WORD = re.compile(r"[a-z0-9]+(?:['’-][a-z0-9]+)*")
+_WORD = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")  # "man's" names a man, "dog-like" no dog
 _QUOTED = re.compile(r'"[^"]*"|“[^”]*”')
 _IRREGULAR = {
     "people": "person",
