@@ -84,6 +84,8 @@ class LlavaTraining:
     width: int = 192
     hidden: int = 512
     layers: int = 6
+    heads: int = 4
+    """Fewer and wider ones than usual: on a CPU attention costs by the number of heads."""
     vocabulary: int = 2000
     positions: int = 1024
     seed: int = 0
@@ -98,6 +100,7 @@ SMOKE = LlavaTraining(
     width=32,
     hidden=64,
     layers=2,
+    heads=2,
 )
 
 
@@ -154,7 +157,7 @@ def build(
         hidden_size=settings.width,
         intermediate_size=settings.hidden,
         num_hidden_layers=settings.layers,
-        num_attention_heads=settings.width // 32,
+        num_attention_heads=settings.heads,
         max_position_embeddings=settings.positions,
         tie_word_embeddings=True,
         **special,
