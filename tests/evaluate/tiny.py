@@ -17,7 +17,8 @@ class ScriptedEncoder:
     kind = "dual encoder"
     batch_size = 16
 
-    def __init__(self, answers):
+    def __init__(self, answers, width=64):
+        self.width = width
         self.texts = {image.tobytes(): texts for image, texts in answers}
 
     def text_features(self, texts):
@@ -26,10 +27,9 @@ class ScriptedEncoder:
     def image_features(self, images):
         return torch.stack([self.text_features(self.texts[image.tobytes()]).mean(0) for image in images])
 
-    @staticmethod
-    def _feature(text):
+    def _feature(self, text):
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-        return torch.from_numpy(np.random.default_rng(seed).standard_normal(64).astype(np.float32))
+        return torch.from_numpy(np.random.default_rng(seed).standard_normal(self.width).astype(np.float32))
 
 
 class ConstantEncoder:
@@ -113,4 +113,48 @@ def save_llava(folder: Path) -> Path:
     model.save_pretrained(folder)
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     build_processor(images, tokenizer, 16).save_pretrained(folder)
+    return folder
+
+
+def save_stable_diffusion(folder: Path) -> Path:
+    """A random pipeline of 16 px pictures from 8 × 8 latents."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = letters_tokenizer(longest=32)
+    torch.manual_seed(0)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=32,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae, text, tokenizer, unet, DDIMScheduler(), None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(folder)
     return folder

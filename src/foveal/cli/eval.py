@@ -21,6 +21,8 @@ def main(
     batch_size: int = 32,
     device: str = "auto",
     dtype: str = "auto",
+    steps: int = 30,
+    guidance: float = 5.0,
     data: Path | None = None,
     images: Path | None = None,
     fresh: bool = False,
@@ -41,6 +43,8 @@ def main(
         batch_size: most pictures or texts at once.
         device: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.
         dtype: auto, float32, bfloat16 or float16; auto is the checkpoint's own on a GPU, else float32.
+        steps: denoising steps of a text-to-image pipeline.
+        guidance: its scale of classifier-free guidance; 1 is none.
         data: file or folder of the task, such as a POPE file or a folder of class folders.
         images: folder of the pictures that the data file names.
         fresh: ask again what an earlier run has finished.
@@ -50,7 +54,8 @@ def main(
     names = None if task is None else [name.strip() for name in task.split(",") if name.strip()]
     if out is not None and out.suffix != ".json":
         raise ValueError(f"out={str(out)!r}: give a file that ends in .json")
-    opened, results = measure(model, names, n, seed, batch_size, device, dtype, data, images, fresh)
+    opening = {"device": device, "dtype": dtype, "batch_size": batch_size, "steps": steps, "guidance": guidance}
+    opened, results = measure(model, names, n, fresh, opening, {"seed": seed, "data": data, "images": images})
     result = as_json(opened, seed, results)
     written = [] if out is None else write(out, result, results)
     if json:
@@ -68,16 +73,7 @@ def main(
 
 
 def measure(
-    model: str,
-    names: list[str] | None,
-    n: int | None,
-    seed: int,
-    batch_size: int,
-    device: str,
-    dtype: str,
-    data: Path | None,
-    images: Path | None,
-    fresh: bool,
+    model: str, names: list[str] | None, n: int | None, fresh: bool, opening: dict[str, Any], given: dict[str, Any]
 ) -> tuple[Opened, list[TaskResult]]:
     """Open the model and run its tasks behind a bar."""
     from foveal.cli._pictures import progress
@@ -86,33 +82,34 @@ def measure(
         report("loading", 0, 1)
         from foveal.evaluate.base import Setting
         from foveal.evaluate.models import open_model
-        from foveal.evaluate.run import run_task
+        from foveal.evaluate.run import KEEP, run_task
         from foveal.evaluate.tasks import tasks_for
         from foveal.lab.environment import versions
 
-        if n is not None:
-            Setting(n, seed)  # refused before anything is loaded
-        opened = open_model(model, device, dtype, batch_size)
+        Setting(1 if n is None else n, **given)  # refused before anything is loaded
+        opened = open_model(model, **opening)
         if not opened.parameters and names is None:
             raise ValueError(f"model={model!r} holds answers: say to which task, --task pope, chair or vqa")
-        return opened, [
+        results = [
             run_task(
                 task,
                 opened,
-                Setting(task.size if n is None else n, seed, data, images),
+                Setting(task.size if n is None else n, **given),
+                keep=KEEP,
                 fresh=fresh,
                 versions=versions(),
                 report=report,
             )
             for task in tasks_for(opened.kind, names)
         ]
+    return opened, results
 
 
 def as_json(opened: Opened, seed: int, results: list[TaskResult]) -> dict[str, Any]:
     """Everything that is needed to know what was measured and to measure it again."""
     from foveal.lab.environment import hardware, versions
 
-    about = ("name", "kind", "class_name", "parameters", "weight_bytes", "sha256", "dtype", "device")
+    about = ("name", "kind", "class_name", "parameters", "weight_bytes", "sha256", "dtype", "device", "settings")
     return {
         "model": {name: getattr(opened, name) for name in about},
         "seed": seed,

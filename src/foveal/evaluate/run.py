@@ -53,7 +53,7 @@ def run_task(
     opened: Any,
     setting: Setting,
     *,
-    keep: Path | None = KEEP,
+    keep: Path | None = None,
     fresh: bool = False,
     versions: Mapping[str, str] | None = None,
     report: Report | None = None,
@@ -64,7 +64,8 @@ def run_task(
         task: for models of the kind of ``opened``.
         opened: from `foveal.evaluate.models.open_model`.
         setting: number of items, seed, the user's files.
-        keep: folder for outputs, which a later run with the same weights and setting goes on from; None for none.
+        keep: folder for outputs (`KEEP` for the command), which a later run with the same weights and setting goes on
+            from. None for a model that something is attached to: the weights do not tell.
         fresh: do not use what is there.
         versions: of packages, which kept outputs must share.
         report: called with what is done, how many items are finished, and how many there are.
@@ -118,6 +119,7 @@ def _digest(task: Task, opened: Any, items: Sequence[Item], size: int, versions:
     """Of everything that outputs depend on, except for pictures that are read from files."""
     digest = hashlib.sha256()
     facts = [task.name, opened.sha256, opened.dtype, opened.device, size, opened.model.batch_size, dict(versions or {})]
+    facts.append(dict(opened.settings))
     digest.update(json.dumps([*facts, _settings_digest(opened.folder)], sort_keys=True).encode())
     for item in items:
         digest.update(json.dumps([item.key, item.texts, dict(item.truth)], sort_keys=True).encode())

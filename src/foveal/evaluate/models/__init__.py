@@ -8,7 +8,8 @@ and code that comes with a checkpoint is never run.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,20 @@ from foveal.evaluate.base import Kind
 from foveal.evaluate.models.dual_encoder import DualEncoder
 from foveal.evaluate.models.files import find_folder, weights_digest, weights_size
 from foveal.evaluate.models.recorded import RecordedAnswers
+from foveal.evaluate.models.text_to_image import GUIDANCE, STEPS, TextToImage
 from foveal.evaluate.models.vision_language import Request, VisionLanguage
 from foveal.zoo.quiet import quiet_loading
 
-__all__ = ["DTYPES", "DualEncoder", "Opened", "RecordedAnswers", "Request", "VisionLanguage", "open_model"]
+__all__ = [
+    "DTYPES",
+    "DualEncoder",
+    "Opened",
+    "RecordedAnswers",
+    "Request",
+    "TextToImage",
+    "VisionLanguage",
+    "open_model",
+]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -41,9 +52,18 @@ class Opened:
     """Of the weight files with their names inside the folder."""
     dtype: str
     device: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What else outputs depend on, such as the number of denoising steps."""
 
 
-def open_model(name: str, device: str = "auto", dtype: str = "auto", batch_size: int = 32) -> Opened:
+def open_model(
+    name: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 32,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+) -> Opened:
     """The model behind a nano name, a local folder or (only then over the network) a hub id.
 
     Args:
@@ -52,6 +72,7 @@ def open_model(name: str, device: str = "auto", dtype: str = "auto", batch_size:
         device: of torch; "auto" is a CUDA GPU if there is one, else the CPU.
         dtype: of `DTYPES`; "auto" is that of the checkpoint on a GPU and float32 on a CPU.
         batch_size: most pictures or texts at once.
+        steps: denoising steps, guidance: scale of classifier-free guidance; of text-to-image pipelines only.
 
     Raises:
         ValueError: not found, no safetensors weights, a class that is no image–text model, or unknown options.
@@ -73,18 +94,22 @@ def open_model(name: str, device: str = "auto", dtype: str = "auto", batch_size:
     folder = find_folder(name)
     kind = kind_of(folder)
     with quiet_loading():
-        adapter, parts = _LOADERS[kind](folder, place, number, batch_size)
+        if kind == "text-to-image":
+            adapter, parts = _text_to_image(folder, place, number, batch_size, steps, guidance)
+        else:
+            adapter, parts = _LOADERS[kind](folder, place, number, batch_size)
     return Opened(
         name=name,
         kind=kind,
         model=adapter,
-        class_name=type(adapter.model).__name__,
+        class_name=type(parts[0]).__name__ if len(parts) == 1 else type(adapter.pipeline).__name__,
         folder=folder,
         parameters=sum(p.numel() for part in parts for p in part.parameters()),
         weight_bytes=weights_size(folder),
         sha256=weights_digest(folder),
         dtype=str(parts[0].dtype).removeprefix("torch."),
         device=str(place),
+        settings={"steps": steps, "guidance": guidance} if kind == "text-to-image" else {},
     )
 
 
@@ -152,6 +177,19 @@ def _vision_language(folder: Path, device: Any, dtype: Any, batch_size: int) -> 
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     model = model.eval().to(device)
     return VisionLanguage(model, processor, batch_size), [model]
+
+
+def _text_to_image(
+    folder: Path, device: Any, dtype: Any, batch_size: int, steps: int, guidance: float
+) -> tuple[Any, list[Any]]:
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+    pipeline = DiffusionPipeline.from_pretrained(
+        folder, torch_dtype=None if dtype == "auto" else dtype, use_safetensors=True, local_files_only=True
+    ).to(device)
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    return TextToImage(pipeline, batch_size, steps, guidance), parts
 
 
 _LOADERS = {"dual encoder": _dual_encoder, "vision-language": _vision_language}

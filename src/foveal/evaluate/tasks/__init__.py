@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foveal.evaluate.base import Kind, Task
-from foveal.evaluate.tasks import answers, captions, chair, existence, grounding, pope, probe, retrieval, vqa, zero_shot
+from foveal.evaluate.tasks import (
+    answers,
+    captions,
+    chair,
+    existence,
+    generation,
+    grounding,
+    pope,
+    probe,
+    retrieval,
+    vqa,
+    zero_shot,
+)
 
-_MODULES = (retrieval, zero_shot, probe, existence, answers, captions, grounding, pope, chair, vqa)
+_MODULES = (retrieval, zero_shot, probe, existence, answers, captions, grounding, pope, chair, vqa, generation)
 TASKS: dict[str, Task] = {task.name: task for module in _MODULES for task in module.TASKS}
 
 
