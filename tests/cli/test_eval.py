@@ -1,8 +1,10 @@
 """`foveal eval`, called as the command calls it, on tiny models of the real classes."""
 
 import json
+import shutil
 
 import pytest
+from evaluate.test_card import RECORD
 from evaluate.tiny import save_clip, save_llava
 
 from .test_catalog import fail, run
@@ -85,3 +87,16 @@ def test_a_vision_language_model(llava_folder, capsys):
     assert result["model"]["kind"] == "vision-language"
     assert ",".join(result["tasks"]) == tasks
     assert "dual encoder" in fail(capsys, "eval", str(llava_folder), "--task", "world-classes")
+
+
+def test_a_model_card(clip_folder, capsys, tmp_path):
+    folder = tmp_path / "nano-clip"
+    shutil.copytree(clip_folder, folder)
+    arguments = ("eval", str(folder), "--task", "world-novel", "--n", "3", "--card", "cards/nano-clip.md")
+    assert "foveal train" in fail(capsys, *arguments)
+    assert not (tmp_path / ".foveal").exists()  # refused before anything is measured
+    (folder / "training.json").write_text(json.dumps(RECORD))
+    assert "nano-clip.md" in run(capsys, *arguments)
+    assert sorted(path.name for path in (tmp_path / "cards").iterdir()) == ["nano-clip-curves.png", "nano-clip.md"]
+    assert "| world-novel | top-1 |" in (tmp_path / "cards" / "nano-clip.md").read_text()
+    assert ".md" in fail(capsys, *arguments[:-1], "card.html")

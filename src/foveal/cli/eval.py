@@ -27,6 +27,7 @@ def main(
     images: Path | None = None,
     fresh: bool = False,
     out: Path | None = None,
+    card: Path | None = None,
     json: bool = False,
 ) -> None:
     """Measure a model on held-out scenes of the world, or on your own files. After Ctrl-C the same command goes on.
@@ -49,15 +50,21 @@ def main(
         images: folder of the pictures that the data file names.
         fresh: ask again what an earlier run has finished.
         out: JSON file for the result; the predictions go into files beside it.
+        card: Markdown file for a model card of a model that `foveal train` made; its pictures go beside it.
         json: print the result as one JSON document instead of a table.
     """
     names = None if task is None else [name.strip() for name in task.split(",") if name.strip()]
     if out is not None and out.suffix != ".json":
         raise ValueError(f"out={str(out)!r}: give a file that ends in .json")
+    if card is not None and card.suffix != ".md":
+        raise ValueError(f"card={str(card)!r}: give a file that ends in .md")
     opening = {"device": device, "dtype": dtype, "batch_size": batch_size, "steps": steps, "guidance": guidance}
-    opened, results = measure(model, names, n, fresh, opening, {"seed": seed, "data": data, "images": images})
+    given = {"seed": seed, "data": data, "images": images}
+    opened, results = measure(model, names, n, fresh, opening, given, needs_record=card is not None)
     result = as_json(opened, seed, results)
     written = [] if out is None else write(out, result, results)
+    if card is not None:
+        written += write_card(card, opened, result, results)
     if json:
         from foveal.cli import print_json
 
@@ -73,9 +80,15 @@ def main(
 
 
 def measure(
-    model: str, names: list[str] | None, n: int | None, fresh: bool, opening: dict[str, Any], given: dict[str, Any]
+    model: str,
+    names: list[str] | None,
+    n: int | None,
+    fresh: bool,
+    opening: dict[str, Any],
+    given: dict[str, Any],
+    needs_record: bool,
 ) -> tuple[Opened, list[TaskResult]]:
-    """Open the model and run its tasks behind a bar."""
+    """Open the model and run its tasks behind a bar. A card that cannot be written is refused before."""
     from foveal.cli._pictures import progress
 
     with progress() as report:
@@ -90,6 +103,10 @@ def measure(
         opened = open_model(model, **opening)
         if not opened.parameters and names is None:
             raise ValueError(f"model={model!r} holds answers: say to which task, --task pope, chair or vqa")
+        if needs_record:
+            from foveal.evaluate.card import read_record
+
+            read_record(opened.folder)
         results = [
             run_task(
                 task,
@@ -135,10 +152,24 @@ def write(out: Path, result: dict[str, Any], results: list[TaskResult]) -> list[
     return [*written, out]
 
 
+def write_card(card: Path, opened: Opened, result: dict[str, Any], results: list[TaskResult]) -> list[Path]:
+    """The card and its pictures, each file whole or not there."""
+    from foveal.evaluate.card import card_files, read_record
+    from foveal.lab.files import write_atomically
+
+    pictures = [(row["prompt"], row["png"]) for found in results for row in found.rows if "png" in row]
+    files = card_files(card.stem, result, read_record(opened.folder), pictures)
+    for name, content in files.items():
+        write_atomically(card.with_name(name), content)
+    return [card.with_name(name) for name in files]
+
+
 def table(opened: Opened, results: list[TaskResult]) -> Any:
     """One row for each metric."""
     from rich.table import Table
     from rich.text import Text
+
+    from foveal.evaluate.base import shown
 
     size = f", {opened.parameters:,} parameters" if opened.parameters else ""
     title = f"{opened.name}: {opened.class_name}{size}"
@@ -151,16 +182,9 @@ def table(opened: Opened, results: list[TaskResult]) -> Any:
         task = result.task.name
         for metric in result.metrics:
             value, low, high, chance = (
-                number(part, metric.unit) for part in (metric.value, metric.low, metric.high, metric.chance)
+                shown(part, metric.unit) for part in (metric.value, metric.low, metric.high, metric.chance)
             )
             inside = f"{low} – {high}" if low else ""
             grid.add_row(*map(Text, (task, metric.name, value, inside, chance, f"{metric.n:,}")))
             task = ""
     return grid
-
-
-def number(value: float | None, unit: str) -> str:
-    """A share as a percentage, anything else with its unit."""
-    if value is None:
-        return ""
-    return f"{value:.1%}" if unit == "share" else f"{value:.2f} {unit}"

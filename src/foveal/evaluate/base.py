@@ -152,5 +152,12 @@ def ratio(
     return Metric(name, value, float(low), float(high), chance, len(top), better, unit)
 
 
+def shown(value: float | None, unit: str) -> str:
+    """A share as a percentage, anything else with its unit; "" for None."""
+    if value is None:
+        return ""
+    return f"{value:.1%}" if unit == "share" else f"{value:.2f} {unit}"
+
+
 def _over(top: float, bottom: float) -> float:
     return float(top / bottom) if bottom else 0.0
