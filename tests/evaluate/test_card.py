@@ -53,7 +53,7 @@ def test_what_the_card_says():
         "5.0 MB",
         "zoo.load('nano-clip')",
         "| world-retrieval | R@1 | 81.5% | 79.0% – 84.0% | 0.1% | 1,000 |",
-        "| world-retrieval | len | 12.35 words | 12.00 words – 13.00 words |  | 9 |",
+        "| world-retrieval | length | 12.35 words | 12.00 words – 13.00 words |  | 9 |",
         "foveal train nano-clip",
         '"steps": 1400',
         "1 h 23 min",

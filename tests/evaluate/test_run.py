@@ -1,6 +1,9 @@
 """A killed run goes on where it stopped and gives the same numbers; a finished one asks nothing again."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -118,3 +121,51 @@ def test_progress_and_bad_input(opened, tmp_path):
         run_task(replace(TASK, needs=("data",)), opened(Counting()), Setting(1), keep=None)
     with pytest.raises(ValueError, match="text-to-image"):
         run_task(replace(TASK, kind="text-to-image"), opened(Counting()), Setting(1), keep=None)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from foveal.evaluate.base import Item, Scored, Setting, Task, share
+from foveal.evaluate.run import run_task
+
+def ask(model, items):
+    for item in items:
+        time.sleep(0.002)
+    return [{"length": len(item.key)} for item in items]
+
+def score(items, outputs):
+    return Scored([share("even", [output["length"] % 2 == 0 for output in outputs])], outputs)
+
+task = Task("slow", "dual encoder", "", 1, "", lambda s: [Item("x" * (i % 7)) for i in range(s.n)], ask, score)
+opened = SimpleNamespace(kind="dual encoder", model=SimpleNamespace(batch_size=8), folder=Path(sys.argv[1]), name="x",
+                         sha256="0", dtype="float32", device="cpu", settings={})
+found = run_task(task, opened, Setting(2000), keep=Path(sys.argv[1]) / "kept")
+print(found.metrics[0].value, found.items)
+"""
+
+
+def test_a_process_that_is_killed_goes_on(tmp_path):
+    command = [sys.executable, "-c", SLOW, str(tmp_path)]
+    kept = tmp_path / "kept"
+    for _ in range(2):
+        before = size(kept)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while size(kept) < before + 3000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        assert process.communicate()[0] == b""  # it was not done yet
+        assert size(kept) > before
+    begun = len(next(kept.iterdir()).read_bytes().splitlines())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    lengths = [i % 7 for i in range(2000)]
+    assert done.stdout.split() == [str(sum(length % 2 == 0 for length in lengths) / 2000), "2000"]
+    lines = [json.loads(line) for line in next(kept.iterdir()).read_text().splitlines()]
+    assert begun < len(lines) == -(-2000 // 64)
+    assert [line["start"] for line in lines] == list(range(0, 2000, 64))
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
