@@ -1,6 +1,7 @@
 """An image tower of 32 px that learns from captions, by CLIP's loss or by predicting their words."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +43,10 @@ class CaptionTowers(nn.Module):
     @torch.no_grad()
     def start_at(self, ids: Int[Tensor, "n l"]) -> None:
         """The bag of words begins with how common every word is, and need not spend its steps on finding that out."""
-        if self.objective is None:
+        if isinstance(self.text, nn.Sequential):
             common = torch.zeros(len(ids), len(self.words)).scatter_(1, ids, 1.0).mean(0)
-            self.text[-1].bias.copy_(torch.logit(common, eps=1e-3))
+            bias: Any = self.text[-1].bias
+            bias.copy_(torch.logit(common, eps=1e-3))
 
     def clamp(self) -> None:
         if self.objective is not None:
