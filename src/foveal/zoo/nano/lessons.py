@@ -85,11 +85,8 @@ def _turns(exchange: Exchange, first: bool) -> tuple[str, str]:
 class Lessons:
     """Batch b is a function of (the settings, b): what `foveal.train.fit` takes as samples, one a step.
 
-    Pictures go into a batch as ``features`` where there are any, else as ``pixel_values``.
-
     Attributes:
         scenes, films: what the exchanges are about; no films, no clips.
-        scene_features, film_features: of the frozen tower, (n, 144, w) and (n, frames, 144, w).
         writer: makes the tokens.
         steps: number of batches.
         rows: pictures in a batch; of clips it holds as many as give about as many tokens.
@@ -100,8 +97,6 @@ class Lessons:
 
     scenes: DrawnScenes
     films: DrawnFilms | None
-    scene_features: np.ndarray | None
-    film_features: np.ndarray | None
     writer: Writer
     steps: int
     rows: int
@@ -119,7 +114,7 @@ class Lessons:
             return self._film_batch(turn, rng)
         numbers = StepOrder(len(self.scenes), self.rows, self.seed).indices(index)
         rows = [self._row(1, self._scene_rounds(number, rng), rng) for number in numbers.tolist()]
-        return {**stacked(rows), **self._pictures(self.scenes.images, self.scene_features, numbers)}
+        return {**stacked(rows), "pixel_values": self.writer.pixels(self.scenes.images[numbers])}
 
     def _film_batch(self, turn: int, rng: np.random.Generator) -> dict[str, Tensor]:
         assert self.films is not None
@@ -130,17 +125,8 @@ class Lessons:
         rows = max(1, self.rows * (self.writer.image_tokens + self.budget) // (images + text))
         numbers = kind + len(LENGTHS) * StepOrder(alike, rows, self.seed).indices(turn // len(LENGTHS))
         packed = [self._row(frames, self._film_rounds(i, rng), rng, text) for i in numbers.tolist()]
-        features = None if self.film_features is None else self.film_features[:, :frames]
-        return {**stacked(packed), **self._pictures(self.films.images[:, :frames], features, numbers)}
-
-    def _pictures(
-        self, images: np.ndarray, features: np.ndarray | None, numbers: Int[np.ndarray, " b"]
-    ) -> dict[str, Tensor]:
-        if features is not None:
-            found = np.stack([features[i] for i in numbers])
-            return {"features": torch.from_numpy(found.reshape(-1, *found.shape[-2:]))}
-        found = np.stack([images[i] for i in numbers])
-        return {"pixel_values": self.writer.pixels(found.reshape(-1, *found.shape[-3:]))}
+        pictures = self.films.images[numbers, :frames]
+        return {**stacked(packed), "pixel_values": self.writer.pixels(pictures.reshape(-1, *pictures.shape[-3:]))}
 
     def _scene_rounds(self, number: int, rng: np.random.Generator) -> Iterator[list[Exchange]]:
         scene, boxes = self.scenes.scene(number), self.scenes.boxes[number]
