@@ -32,6 +32,15 @@ def test_chair_by_hand():
     assert chances["CHAIR_s"] == pytest.approx(2 / 3)  # each caption against the next picture
 
 
+def test_what_some_people_call_it_is_not_invented():
+    lexicon = world_lexicon()
+    alike = {"palm": frozenset({"tree"}), "tree": frozenset({"palm", "leaf"})}
+    _, rows = caption_metrics(["a tree"], [["palm"]], lexicon, lambda noun: alike.get(noun, frozenset()))
+    assert rows[0]["invented"] == rows[0]["missed"] == []
+    _, rows = caption_metrics(["a tree"], [["palm"]], lexicon)
+    assert (rows[0]["invented"], rows[0]["missed"]) == (["tree"], ["palm"])
+
+
 @pytest.mark.parametrize(
     ("caption", "named"),
     [
