@@ -106,6 +106,21 @@ def test_linear_probe():
     assert blind.metrics[1].chance == pytest.approx(blind.metrics[1].value, abs=0.05)  # the most frequent category
 
 
+def test_linear_probe_learns_from_the_training_pictures():
+    """Test pictures that look like another noun are taken for it."""
+    task = TASKS["linear-probe"]
+    items = task.make(Setting(20))
+    nouns = sorted({item.truth["noun"] for item in items if item.truth["part"] == "test"})
+    looks = {**{noun: noun for noun in BASE_NOUNS}, **dict(zip(nouns, [*nouns[1:], nouns[0]]))}
+    answers = [
+        (item.pictures()[0], (item.truth["noun"] if item.truth["part"] == "train" else looks[item.truth["noun"]],))
+        for item in items
+    ]
+    found = scored(task, None, ScriptedEncoder(answers), items)
+    assert values(found)["noun accuracy"] == 0.0
+    assert {row["predicted noun"] for row in found.rows} <= set(nouns)
+
+
 def test_own_folder_of_classes(tmp_path):
     rng = np.random.default_rng(0)
     for folder in ("red_fox", "cat"):
