@@ -6,7 +6,7 @@ from PIL import Image
 
 from foveal.data import twemoji
 from foveal.data.world.captions import prompts
-from foveal.data.world.vocabulary import BASE_NOUNS, NOVEL_NOUNS
+from foveal.data.world.vocabulary import BASE_NOUNS, NOVEL_NOUNS, SPRITE
 from foveal.evaluate.base import Setting
 from foveal.evaluate.tasks import TASKS, tasks_for
 from foveal.zoo.nano.scenes import CLIP_WORLD, HELD_OUT_SEED
@@ -83,6 +83,7 @@ def test_zero_shot(name):
     shown = [item for item in items if "label" in item.truth]
     named = [item.truth["class"] for item in items if "class" in item.truth]
     assert len(shown) == 30
+    assert set(named) == set(SPRITE) - (set(NOVEL_NOUNS) if name == "world-classes" else set())
     answers = [(item.pictures()[0], prompts(item.truth["label"])) for item in shown]
     knowing = scored(task, None, ScriptedEncoder(answers), items)
     assert values(knowing) == {"top-1": 1.0, "top-5": 1.0}
