@@ -29,6 +29,7 @@ SETTINGS = replace(
     scenes=12,
     autoencoder_widths=(8, 8),
     unet_widths=(16, 16),
+    unet_told=(False, True),
     unet_heads=2,
     latent_channels=2,
     steps=4,
@@ -122,8 +123,9 @@ def test_finished_stages_are_not_repeated(trained, text, tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("a finished stage ran again")
 
-    for module, name in ((sd_autoencoder, "autoencoder_loss"), (sd_unet, "denoising_loss"), (sd_autoencoder, "pixels")):
-        monkeypatch.setattr(module, name, never)
+    monkeypatch.setattr(sd_autoencoder, "autoencoder_loss", never)
+    monkeypatch.setattr(sd_unet, "denoising_loss", never)
+    monkeypatch.setattr(sd_autoencoder, "track", never)  # the bar while latents are written
     again = sd.train(tmp_path / "out", trained[1], True, text)
     for part in ("unet", "vae", "text_encoder"):
         for (name, old), (_, new) in zip(_stored(trained[0] / part), _stored(again / part), strict=True):
@@ -225,9 +227,35 @@ def test_autoencoder_loss_of_a_constant_error():
     pictures = torch.zeros(1, 3, 16, 16)
     model.decode = lambda latents: type("Decoded", (), {"sample": torch.full_like(pictures, 0.5)})
     parts = autoencoder_loss(model, pictures, gradient_weight=1.0, prior_weight=0.0)
-    assert parts["loss"].item() == parts["colour"].item() == 0.5
+    assert parts["loss"].item() == parts["colour"].item() == 0.5 + 2 * 0.25
     model.decode = lambda latents: type("Decoded", (), {"sample": torch.arange(16.0).expand_as(pictures)})
     assert autoencoder_loss(model, pictures, 1.0, 0.0)["edges"].item() == 1.0
+
+
+def test_standard_latents_decode_to_the_same_picture(scenes):
+    model, pictures = build_autoencoder(SETTINGS), scenes.images[:8]
+    pixels = sd_autoencoder.pixels(torch.from_numpy(pictures.copy()))
+    with torch.no_grad():
+        model.quant_conv.bias += 3.0
+        before = model.decode(model.encode(pixels).latent_dist.mode()).sample
+        width = (
+            model.encode(pixels).latent_dist.std / model.encode(pixels).latent_dist.mean.std((0, 2, 3))[:, None, None]
+        )
+        sd_autoencoder.standardise(model, pictures)
+        posterior = model.encode(pixels).latent_dist
+        assert torch.allclose(model.decode(posterior.mode()).sample, before, atol=1e-4)
+    assert torch.allclose(posterior.mean.mean((0, 2, 3)), torch.zeros(2), atol=1e-5)
+    assert torch.allclose(posterior.mean.var((0, 2, 3)) + posterior.var.mean((0, 2, 3)), torch.ones(2), atol=1e-4)
+    assert torch.allclose(posterior.std / posterior.mean.std((0, 2, 3))[:, None, None], width, rtol=1e-4)
+
+
+def test_first_reconstruction_shows_the_picture(scenes):
+    """What the initial weights are for: the first gradients see colours, not residual noise."""
+    model = build_autoencoder(replace(SETTINGS, latent_channels=4))
+    pixels = sd_autoencoder.pixels(torch.from_numpy(scenes.images[:8].copy()))
+    with torch.no_grad():
+        posterior = model.encode(pixels).latent_dist
+    assert posterior.mean.std() > 5 * posterior.std.mean()
 
 
 def test_psnr_of_a_known_error(monkeypatch):

@@ -47,12 +47,14 @@ class SdTraining:
     seed: int = 0
     autoencoder_widths: tuple[int, ...] = (16, 32, 64)
     latent_channels: int = 4
-    autoencoder_steps: int = 1200
-    autoencoder_batch: int = 16
+    autoencoder_steps: int = 6000
+    autoencoder_batch: int = 4
     autoencoder_lr: float = 2e-3
     gradient_weight: float = 1.0
-    prior_weight: float = 1e-5
-    unet_widths: tuple[int, ...] = (48, 112)
+    prior_weight: float = 1e-4
+    unet_widths: tuple[int, ...] = (32, 64, 112)
+    unet_told: tuple[bool, ...] = (False, True, True)
+    """Levels, from the finest, that attend to the caption and to themselves."""
     unet_layers: int = 1
     unet_heads: int = 4
     steps: int = 3000
@@ -80,7 +82,7 @@ def train(out: Path, work: Path, smoke: bool = False, text: Path | None = None) 
     settings, start = SdTraining(), time.monotonic()
     if smoke:
         settings = replace(
-            settings, scenes=32, autoencoder_steps=2, steps=2, autoencoder_batch=4, batch=4, unet_widths=(16, 32)
+            settings, scenes=32, autoencoder_steps=2, steps=2, autoencoder_batch=4, batch=4, unet_widths=(16, 16, 32)
         )
     with quiet_loading():
         source = text or folder("nano-clip")

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from jaxtyping import Float, UInt8
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.train import FitConfig, FitReport, fit
 from foveal.zoo.cache import cached_folder
@@ -31,30 +33,56 @@ from foveal.zoo.nano.scenes import DrawnScenes
 if TYPE_CHECKING:
     from foveal.zoo.nano.sd import SdTraining
 
+FIRST_LOG_VARIANCE = -6.0
 AT_ONCE = 64
 """Pictures that are encoded together."""
+STANDARD = 1024
+"""Pictures that the latents are standardised on."""
 PARTS = ("mean", "std")
 """Files of the cached latents."""
 
 
 def build_autoencoder(settings: SdTraining) -> AutoencoderKL:
     """With weights drawn from the seed. Without attention in the middle it is local, and so good at any size."""
-    with torch.random.fork_rng(devices=[]):
+    channels = settings.latent_channels
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(settings.seed)
-        return AutoencoderKL(
+        model = AutoencoderKL(
             block_out_channels=settings.autoencoder_widths,
             down_block_types=("DownEncoderBlock2D",) * len(settings.autoencoder_widths),
             up_block_types=("UpDecoderBlock2D",) * len(settings.autoencoder_widths),
             layers_per_block=1,
-            latent_channels=settings.latent_channels,
+            latent_channels=channels,
             norm_num_groups=8,
             sample_size=settings.world.shape[0],
             mid_block_add_attention=False,
         )
+        transparent_start(model)
+        # a posterior that hardly varies at first: noise of the latents' own size hides what there is to learn
+        model.quant_conv.weight[channels:] = 0
+        model.quant_conv.bias[channels:] = FIRST_LOG_VARIANCE
+    return model
+
+
+def transparent_start(model: nn.Module) -> None:
+    """Convolutions of unit gain and residual blocks that add nothing at first, so that signals pass at their own size.
+
+    With torch's weaker convolutions and full residual branches, hundreds of steps go by before colours come through.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, Transformer2DModel):
+            nn.init.zeros_(module.proj_out.weight)
 
 
 def train_autoencoder(scenes: DrawnScenes, settings: SdTraining, work: Path) -> tuple[AutoencoderKL, FitReport]:
-    """Trained in evaluation mode, with ``scaling_factor`` still to be set; a finished run in ``work`` is only read."""
+    """In evaluation mode, with ``scaling_factor`` still to be set; a finished run in ``work`` is only read."""
     model = build_autoencoder(settings)
     config = FitConfig(
         lr=settings.autoencoder_lr,
@@ -69,7 +97,9 @@ def train_autoencoder(scenes: DrawnScenes, settings: SdTraining, work: Path) -> 
     def loss(model: AutoencoderKL, batch: UInt8[Tensor, "b h w 3"]) -> dict[str, Tensor]:
         return autoencoder_loss(model, pixels(batch), settings.gradient_weight, settings.prior_weight)
 
-    return model, fit(model, _Pictures(scenes), steps=settings.autoencoder_steps, loss=loss, config=config, out=work)
+    report = fit(model, _Pictures(scenes), steps=settings.autoencoder_steps, loss=loss, config=config, out=work)
+    standardise(model, scenes.images[:STANDARD])
+    return model, report
 
 
 def pixels(pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
@@ -82,12 +112,12 @@ def autoencoder_loss(
 ) -> dict[str, Tensor]:
     """ "loss" and its three parts.
 
-    With reconstruction x̂ of picture x: mean |x̂ − x| + gradient_weight · mean |∇x̂ − ∇x| + prior_weight · KL, where ∇ are
+    With error e of the reconstruction: mean |e| + 2 e² + gradient_weight · mean |∇e| + prior_weight · KL, where ∇ are
     the differences of neighbouring pixels and KL (to a standard normal) is the mean over the latents' values.
     """
     posterior = model.encode(pictures).latent_dist
     error = model.decode(posterior.sample()).sample - pictures
-    colour = error.abs().mean()
+    colour = (error.abs() + 2 * error**2).mean()
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     prior = posterior.kl().mean() / posterior.mean[0].numel()
     return {
@@ -108,6 +138,30 @@ def psnr(model: AutoencoderKL, pictures: UInt8[np.ndarray, "n h w 3"]) -> float:
         errors = F.mse_loss(again, batch, reduction="none").mean((1, 2, 3)) / 4  # pixels span 2
         values += [-10 * math.log10(max(error, 1e-10)) for error in errors.tolist()]
     return float(np.mean(values))
+
+
+@torch.no_grad()
+def standardise(model: AutoencoderKL, pictures: UInt8[np.ndarray, "n h w 3"]) -> None:
+    """Give each channel of the latents of these pictures mean 0 and variance 1, without changing a reconstruction.
+
+    ``scaling_factor`` is one number, but the channels differ by far: a weak one would drown in the noise of diffusion
+    at once. What is taken off behind the encoder is put back in front of the decoder, in convolutions that are there.
+    """
+    found = [
+        model.encode(pixels(torch.from_numpy(np.array(pictures[start : start + AT_ONCE])))).latent_dist
+        for start in range(0, len(pictures), AT_ONCE)
+    ]
+    means = torch.cat([posterior.mean for posterior in found])
+    variance = torch.cat([posterior.var for posterior in found]).mean((0, 2, 3)) + means.var((0, 2, 3))
+    mean, std = means.mean((0, 2, 3)), variance.sqrt()
+    after: Any = model.quant_conv
+    before: Any = model.post_quant_conv
+    n = len(mean)
+    after.weight[:n] /= std[:, None, None, None]
+    after.bias[:n] = (after.bias[:n] - mean) / std
+    after.bias[n:] -= 2 * std.log()
+    before.bias += before.weight[:, :, 0, 0] @ mean
+    before.weight *= std[None, :, None, None]
 
 
 @dataclass(frozen=True)

@@ -24,30 +24,33 @@ from foveal.data.world.captions import short_caption
 from foveal.train import FitConfig, FitReport, fit
 from foveal.train.order import StepOrder
 from foveal.zoo.nano.scenes import DrawnScenes
-from foveal.zoo.nano.sd_autoencoder import Latents
+from foveal.zoo.nano.sd_autoencoder import Latents, transparent_start
 
 if TYPE_CHECKING:
     from foveal.zoo.nano.sd import SdTraining
 
 
 def build_unet(settings: SdTraining, latents: Latents, text_width: int) -> UNet2DConditionModel:
-    """With weights drawn from the seed; captions are looked at on every level."""
+    """With weights drawn from the seed; it first predicts zeros, the mean of what it is to learn."""
     channels, side = latents.mean.shape[1:3]
-    levels = len(settings.unet_widths)
+    told = settings.unet_told
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)
-        return UNet2DConditionModel(
+        model = UNet2DConditionModel(
             sample_size=side,
             in_channels=channels,
             out_channels=channels,
             block_out_channels=settings.unet_widths,
-            down_block_types=("CrossAttnDownBlock2D",) * levels,
-            up_block_types=("CrossAttnUpBlock2D",) * levels,
+            down_block_types=tuple("CrossAttnDownBlock2D" if level else "DownBlock2D" for level in told),
+            up_block_types=tuple("CrossAttnUpBlock2D" if level else "UpBlock2D" for level in reversed(told)),
             layers_per_block=settings.unet_layers,
             norm_num_groups=8,
             attention_head_dim=settings.unet_heads,  # diffusers' misnomer: it is the number of heads
             cross_attention_dim=text_width,
         )
+        transparent_start(model)
+        nn.init.zeros_(model.conv_out.weight)
+    return model
 
 
 def build_scheduler() -> DDIMScheduler:
