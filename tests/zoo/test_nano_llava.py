@@ -172,12 +172,15 @@ def test_rows_fill_their_budget_and_are_functions_of_the_seed(writer, scenes, fi
         clips = lessons(0)[index]
         tokens = (clips["ids"] == writer.image).sum(1)
         assert (tokens == 144 * frames).all()
-        assert len(clips["pixel_values"]) == frames * len(tokens)
+        drawn = films.images[frames - 2, :frames]  # there are as many films as lengths
+        assert torch.equal(clips["pixel_values"], writer.pixels(drawn).repeat(len(tokens), 1, 1, 1))
 
 
 def test_the_published_folder_loads_by_the_auto_classes_and_answers(trained, scenes):
     model = AutoModelForImageTextToText.from_pretrained(trained, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(trained)
+    assert processor.tokenizer.padding_side == "left"
+    assert model.lm_head.weight is model.get_input_embeddings().weight
     pictures = [np.array(scenes.images[i]) for i in range(3)]
     texts = ["USER: <image>\nIs there a dog? ASSISTANT:", "USER: <image>\n<image>\nWhat happens to it? ASSISTANT:"]
     inputs = processor(text=texts, images=[pictures[:1], pictures[1:]], padding=True, return_tensors="pt")
