@@ -51,7 +51,7 @@ class SdTraining:
     autoencoder_batch: int = 4
     autoencoder_lr: float = 2e-3
     gradient_weight: float = 1.0
-    prior_weight: float = 1e-4
+    prior_weight: float = 1e-3
     unet_widths: tuple[int, ...] = (32, 64, 112)
     unet_told: tuple[bool, ...] = (False, True, True)
     """Levels, from the finest, that attend to the caption and to themselves."""

@@ -53,7 +53,7 @@ def build_autoencoder(settings: SdTraining) -> AutoencoderKL:
             up_block_types=("UpDecoderBlock2D",) * len(settings.autoencoder_widths),
             layers_per_block=1,
             latent_channels=channels,
-            norm_num_groups=8,
+            norm_num_groups=2,  # with many, the colour of a plain picture is normalised away
             sample_size=settings.world.shape[0],
             mid_block_add_attention=False,
         )
