@@ -115,6 +115,8 @@ def test_ctrl_c_keeps_finished_cells(place):
     slow = place.file.read_text().replace("    note(run)\n", "    note(run)\n    __import__('time').sleep(0.5)\n")
     place.write(slow)
     script = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells switch it off for what runs in the background
 import foveal.recipes
 foveal.recipes.__path__.insert(0, {str(place.file.parent)!r})
 from foveal.cli import main

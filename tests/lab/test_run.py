@@ -1,5 +1,6 @@
 import io
 import random
+import time
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -95,6 +96,7 @@ def test_a_shared_part_is_made_once_and_counts_for_every_arm():
 
     def make(run, n):
         made.append(n)
+        time.sleep(0.1)  # next to which the time of all else is small
         return product(run, n)
 
     parts = {}
