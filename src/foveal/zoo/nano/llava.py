@@ -72,7 +72,7 @@ class LlavaTraining:
     films: int = 1500
     stages: tuple[Stage, ...] = (
         Stage("align", 400, 1e-3, "captions"),
-        Stage("instruct", 3600, 1e-3, tower=True),
+        Stage("instruct", 3200, 1e-3, tower=True),
     )
     rows: int = 16
     budget: int = 200
