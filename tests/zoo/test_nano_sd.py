@@ -179,6 +179,11 @@ def test_latents_have_unit_variance(batches):
     assert values.std() == pytest.approx(1.0, abs=0.02)
 
 
+def test_scale_counts_the_spread_of_means_and_of_samples():
+    mean = np.array([[-1.0, 3.0]], np.float16).reshape(1, 2, 1, 1)  # variance 4
+    assert Latents(mean, np.full_like(mean, 2.0), "").scale == pytest.approx(1 / math.sqrt(8))
+
+
 def test_latents_are_those_of_the_pictures(scenes, latents):
     model = build_autoencoder(SETTINGS)
     with torch.no_grad():
