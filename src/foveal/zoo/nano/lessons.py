@@ -108,7 +108,7 @@ class Lessons:
         return self.steps
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.seed, index))
+        rng = np.random.default_rng((self.seed, index, 4))  # (seed, i) alone is how scene i was laid out
         turn, of_films = divmod(index, FILM_EVERY)
         if self.films is not None and of_films == FILM_EVERY - 1:
             return self._film_batch(turn, rng)
