@@ -7,6 +7,7 @@ from typing import Any
 
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = (None, "no", "bf16", "fp16")
+OPTIMIZERS = ("adamw", "muon")
 # These change speed, memory or what is kept, but not one number of the run: a resumed run may change them.
 FREE_TO_CHANGE = ("save_every", "keep", "workers", "progress", "collate", "after_step")
 
@@ -16,12 +17,14 @@ class FitConfig:
     """How `fit` trains. Every field has a default that works for the small models of this project.
 
     Attributes:
-        lr: peak learning rate of AdamW.
+        lr: peak learning rate.
         batch_size: samples per optimiser step, over all processes and micro-batches together, so that neither
             ``accumulate`` nor the number of processes changes what is learned. Losses that compare the samples of a
             batch with each other (CLIP's, for example) see one micro-batch at a time unless they gather.
         warmup: part of all steps, in [0, 1), during which the learning rate rises linearly.
         weight_decay: decoupled decay of matrices; biases, norms and other 0/1-d parameters are never decayed.
+        optimizer: "adamw"; "muon" takes orthogonal steps for linear layers (see `foveal.train.muon`), which trains a
+            small transformer from nothing in fewer steps.
         betas: AdamW's two averaging factors.
         schedule: "cosine" and "linear" fall to zero at the last step, "constant" stays.
         clip: largest total gradient norm; None does not clip.
@@ -43,6 +46,7 @@ class FitConfig:
     batch_size: int = 64
     warmup: float = 0.05
     weight_decay: float = 0.05
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.98)
     schedule: str = "cosine"
     clip: float | None = 1.0
@@ -66,6 +70,7 @@ class FitConfig:
         self._require("betas", betas_fit, "two numbers in [0, 1)")
         self._require("clip", self.clip is None or (_is_real(self.clip) and self.clip > 0), "positive, or None")
         self._require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        self._require("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
         self._require("mixed_precision", self.mixed_precision in PRECISIONS, 'one of None, "no", "bf16", "fp16"')
         if self.batch_size % self.accumulate:
             raise ValueError(

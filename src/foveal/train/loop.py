@@ -16,6 +16,7 @@ from foveal.train.checkpoint import latest_checkpoint, load_checkpoint, remove_l
 from foveal.train.config import FitConfig
 from foveal.train.guard import NonFiniteLoss, StopRequest, private_randomness, seed_step
 from foveal.train.meters import Meter, flop_counter
+from foveal.train.muon import muon
 from foveal.train.objective import Loss, Objective, training_mode
 from foveal.train.optim import adamw
 from foveal.train.progress import ProgressBar
@@ -173,7 +174,8 @@ class _Run:
             raise ValueError(f"loss={type(loss).__name__} has trainable parameters: make them part of the model")
         self.fixed = {**config.fixed(), "seed": seed, "samples": len(data) if hasattr(data, "__len__") else None}
         training_mode(model)
-        optimizer = adamw(model, config.lr, config.betas, config.weight_decay)
+        build = {"adamw": adamw, "muon": muon}[config.optimizer]
+        optimizer = build(model, config.lr, config.betas, config.weight_decay)
         self.objective, scaling = accelerator.prepare(objective, optimizer)
         self.optimizer = optimizer
         # accelerate's wrapper is needed for fp16 only, and looks for a package on disk at every step

@@ -15,7 +15,7 @@ Groups = dict[str, dict[str, Tensor]]
 
 
 def training_tensors(model: nn.Module, optimizer: Optimizer, losses: list[float]) -> Groups:
-    """Copies on the CPU: "model" (trainable parameters and persistent buffers) and "training" (AdamW's state, losses).
+    """Copies on the CPU: "model" (trainable parameters and persistent buffers) and "training" (optimiser, losses).
 
     Frozen parameters are not kept: whoever resumes builds the model in the same way, and a connector of a megabyte
     should not drag a language model of a gigabyte into every checkpoint.
