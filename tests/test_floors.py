@@ -9,7 +9,7 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from packaging.requirements import Requirement
 
 import foveal
-from foveal.catalog.loader import STAGES
+from foveal.catalog.loader import STAGES, papers
 
 SOURCE = Path(foveal.__file__).parent
 CHECKOUT = Path(__file__).parents[1]
@@ -18,10 +18,16 @@ METHOD_FILES = [path for stage in STAGES for path in sorted((SOURCE / stage).glo
 SAFE_FLOORS = {"torch": "2.10", "transformers": "5.3", "pillow": "12.2"}
 
 
-def foreign_methods(source: str, stage: str, own: str) -> set[str]:
-    """Modules of the stages that a method file imports although they are neither its stage's base nor its own files.
+def is_method(room: str, name: str) -> bool:
+    """Is that file a method of the catalogue, or the second file of one, whose name starts with the method's slug?"""
+    slugs = [paper.slug for paper in papers() if paper.stage == room]
+    return any(name == slug or name.startswith(f"{slug}_") for slug in slugs)
 
-    A long method may have a second file whose name starts with the method's slug.
+
+def foreign_methods(source: str, stage: str, own: str) -> set[str]:
+    """Modules of the stages that a method file imports although they are neither its own files nor its stage's.
+
+    A stage shares what no method owns: its ``base.py`` and files whose name is nobody's slug.
     """
     modules = set()
     for node in ast.walk(ast.parse(source)):
@@ -31,8 +37,12 @@ def foreign_methods(source: str, stage: str, own: str) -> set[str]:
             modules |= {alias.name for alias in node.names}
     parts = [module.split(".") for module in modules]
     inside = [part[1:3] for part in parts if part[0] == "foveal" and len(part) >= 3 and part[1] in STAGES]
-    related = {"base"} | {name for _, name in inside if name.startswith(own) or own.startswith(f"{name}_")}
-    return {f"{room}.{name}" for room, name in inside if room != stage or name not in related}
+    own_files = {name for _, name in inside if name.startswith(own) or own.startswith(f"{name}_")}
+    return {
+        f"{room}.{name}"
+        for room, name in inside
+        if room != stage or (is_method(room, name) and (name not in own_files or not is_method(stage, own)))
+    }
 
 
 def test_rooms_import_only_from_floors_below(monkeypatch):
@@ -50,6 +60,9 @@ def test_foreign_methods_are_seen():
     assert foreign_methods("import foveal.pretrain.base", "connect", "sitta") == {"pretrain.base"}
     assert not foreign_methods("from foveal.connect.base import x\nfrom foveal.nn.vit import y", "connect", "sitta")
     assert not foreign_methods("from foveal.connect.sitta_captioner import x", "connect", "sitta")
+    assert not foreign_methods("from foveal.compress.runtime import x", "compress", "aim")
+    assert foreign_methods("from foveal.compress.runtime import x", "decode", "agla") == {"compress.runtime"}
+    assert foreign_methods("from foveal.compress.aim import x", "compress", "runtime") == {"compress.aim"}
 
 
 @pytest.mark.parametrize("package", SAFE_FLOORS)

@@ -1,0 +1,119 @@
+"""What reducers of visual tokens share: how many to keep, what they cost, what one sees at a decoder layer."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Rope = tuple[Tensor, Tensor]
+"""cos and sin of the rotary positions, each (1 or B, L, d); older transformers put the 3 axes of mRoPE in front."""
+
+
+def keep_count(n: int, ratio: float) -> int:
+    """How many of ``n`` tokens a share of ``ratio`` keeps: min(n, ⌊n·ratio + 1e-9⌋).
+
+    Raises ValueError for a negative ``n`` or a ``ratio`` outside [0, 1].
+    """
+    if n < 0:
+        raise ValueError(f"n={n}: a number of tokens cannot be negative")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio={ratio}: the share of tokens to keep must lie in [0, 1]")
+    return min(n, math.floor(n * ratio + 1e-9))
+
+
+def visual_flops(tokens_per_layer: Iterable[int], hidden_size: int, intermediate_size: int) -> float:
+    """Multiply–adds that decoder layers spend on n visual tokens each: Σ 4nd² + 2n²d + 3ndm.
+
+    d is ``hidden_size`` and m ``intermediate_size`` (gated feed-forward). This is the papers' formula;
+    `PrefillReducer.report` counts what a model really did.
+    """
+    d, m = hidden_size, intermediate_size
+    return float(sum(4 * n * d * d + 2 * n * n * d + 3 * n * d * m for n in tokens_per_layer))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The sequence as one decoder layer gets it; padding slots have ``valid`` False."""
+
+    columns: Int[Tensor, "b l"]
+    """Column of ``input_ids`` that each token came from."""
+    valid: Bool[Tensor, "b l"]
+    is_image: Bool[Tensor, "b l"]
+    """Image and video tokens."""
+    labels: Int[Tensor, "b l"] | None
+
+
+@dataclass
+class LayerInput:
+    """What enters a decoder layer during a prefill."""
+
+    layer: int
+    module: Any
+    """The decoder layer itself."""
+    hidden: Float[Tensor, "b l d"]
+    """A reducer that merges tokens puts the merged rows here before it names the columns to keep."""
+    rope: Rope
+    tokens: Tokens
+    n_image: list[int]
+    """Image tokens of each sample before anything was dropped."""
+    features: list[Tensor] | None
+    """Per image: the very tensors of ``get_image_features(...).pooler_output``, in the order of their placeholders."""
+    spend: Callable[[int], None] = lambda flops: None
+    """Takes the FLOPs that the ranking costs, for the report."""
+    previous: "LayerInput | None" = None
+    """What the layer before processed, for reducers with ``looks_back``."""
+
+    def sample(self, sample: int) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Where the n valid tokens of one sample stand in the sequence, and which of them are image tokens."""
+        places = self.tokens.valid[sample].nonzero()[:, 0]
+        return places, self.tokens.is_image[sample, places]
+
+    @torch.no_grad()
+    def queries_and_keys(
+        self, sample: int, rows: Int[Tensor, " q"] | None = None
+    ) -> tuple[Float[Tensor, "h q d"], Float[Tensor, "hkv n d"]]:
+        """Rotated queries of ``rows`` and keys of all n valid tokens of one sample, by this layer's own projections.
+
+        ``rows`` count among the valid tokens; None takes all. query · key / √d are the layer's logits. The layer runs
+        its own kernel later, untouched.
+        """
+        attention = self.module.self_attn
+        device = next(self.module.parameters()).device  # a model may be spread over several
+        places = self.tokens.valid[sample].nonzero()[:, 0].to(self.hidden.device)
+        x = self.module.input_layernorm(self.hidden[sample, places].detach().to(device))
+        cos, sin = (_of_sample(part.to(device), sample, attention)[places.to(device)] for part in self.rope)
+        key = _rotate(_heads(attention, "k", x), cos, sin)
+        if rows is not None:
+            x, cos, sin = x[rows], cos[rows], sin[rows]
+        query = _rotate(_heads(attention, "q", x), cos, sin)
+        heads, n_queries, width = query.shape
+        self.spend(2 * x.shape[-1] * (key.numel() + query.numel()) + 2 * heads * n_queries * key.shape[1] * width)
+        usual = width**-0.5
+        scaling = getattr(attention, "scaling", usual)
+        return query if math.isclose(scaling, usual) else query * (scaling / usual), key
+
+
+def _heads(attention: Any, which: str, x: Tensor) -> Tensor:
+    """(n, D) -> (heads, n, d) by the projection, and the per-head norm that some decoders have."""
+    projected = getattr(attention, f"{which}_proj")(x)
+    heads = projected.view(len(x), -1, attention.head_dim)
+    norm = getattr(attention, f"{which}_norm", None)
+    return (heads if norm is None else norm(heads)).transpose(0, 1)
+
+
+def _rotate(x: Float[Tensor, "h n d"], cos: Float[Tensor, "n d"], sin: Float[Tensor, "n d"]) -> Float[Tensor, "h n d"]:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+def _of_sample(part: Tensor, sample: int, attention: Any) -> Float[Tensor, "l d"]:
+    """cos or sin of one sample; the three axes of mRoPE are folded by their sections where the model left it open."""
+    part = part[..., min(sample, part.shape[-3] - 1), :, :]
+    if part.ndim == 2:
+        return part
+    sections = attention.config.rope_parameters["mrope_section"] * 2
+    return torch.cat([chunk[axis % 3] for axis, chunk in enumerate(part.split(sections, -1))], -1)

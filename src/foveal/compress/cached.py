@@ -1,0 +1,125 @@
+"""What must be known of a reduced prompt while its cache lives, and how later tokens attend to it.
+
+The record rides on the cache object: two chats keep apart, and a deep copy of a cache carries its own record. Later
+tokens are never dropped; layer l sees the prompt's surviving keys of that layer and all later ones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from foveal.compress.anatomy import Anatomy
+from foveal.compress.masks import causal_mask
+
+RECORD = "_foveal_prompt"
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the keyword arguments of a model or a layer, whichever of its two names they use."""
+    return arguments["cache"] if arguments.get("cache") is not None else arguments.get("past_key_values")
+
+
+@dataclass
+class ReducedPrompt:
+    """Per layer: which stored keys of the prompt are valid, and what to subtract from later positions.
+
+    None at layers that got the prompt as it was. Layers that processed the same tokens share the tensors.
+    """
+
+    columns: int
+    """Length of the prompt as passed."""
+    valid: list[Bool[Tensor, "b k"] | None]
+    shift: list[Int[Tensor, " b"] | None]
+
+    def later(self, cache: Any) -> int:
+        """Tokens stored after the prompt. ValueError when a crop has cut into the prompt itself."""
+        layer, valid = next((layer, valid) for layer, valid in enumerate(self.valid) if valid is not None)
+        later = cache.layers[layer].get_seq_length() - valid.shape[1]
+        if later < 0:
+            raise ValueError("past_key_values was cropped into its reduced prompt; run the prompt again")
+        return later
+
+
+def remember(cache: Any, prompt: ReducedPrompt) -> None:
+    """Put the record on the cache. Where layer 0 is short too, the cache goes on counting the prompt in full."""
+    setattr(cache, RECORD, prompt)
+    if prompt.valid[0] is not None and not isinstance(cache, _CountsInFull):
+        cache.__class__ = type(type(cache).__name__, (_CountsInFull, type(cache)), {})
+
+
+def forget(cache: Any) -> None:
+    """Take the record of an earlier prompt off the cache."""
+    if hasattr(cache, RECORD):
+        delattr(cache, RECORD)
+
+
+def recall(cache: Any) -> ReducedPrompt | None:
+    """The record on a cache, if a reduced prompt is in it."""
+    return getattr(cache, RECORD, None)
+
+
+class _CountsInFull:
+    """Generation asks layer 0 how many tokens the cache has seen, to slice prompts and to count positions."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        prompt = recall(self)
+        stored = super().get_seq_length(layer_idx)  # type: ignore[misc]
+        if prompt is None or layer_idx != 0 or stored == 0:
+            return stored
+        return prompt.columns + prompt.later(self)
+
+
+class Continuation:
+    """One forward pass over tokens that come after a reduced prompt."""
+
+    def __init__(self, anatomy: Anatomy, cache: Any, arguments: Mapping[str, Any], new: int) -> None:
+        prompt = recall(cache)
+        assert prompt is not None
+        self.anatomy, self.prompt, self.new = anatomy, prompt, new
+        self.later = prompt.later(cache) + new
+        self.mask_2d = arguments.get("attention_mask")
+        seen = prompt.columns + self.later
+        if self.mask_2d is not None and (self.mask_2d.ndim != 2 or self.mask_2d.shape[1] != seen):
+            raise ValueError(
+                f"attention_mask {tuple(self.mask_2d.shape)} must be (batch, {seen}): one column for each token of the "
+                "whole prompt as it was passed and for each later one"
+            )
+        self._masks: dict[int, Tensor | None] = {}
+        self._ropes: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def enter(self, layer: int, hidden: Float[Tensor, "b q d"], arguments: dict[str, Any]) -> None:
+        """Give one layer the mask over its own keys and, where tokens were renumbered, its own positions."""
+        valid, shift = self.prompt.valid[layer], self.prompt.shift[layer]
+        if valid is None:
+            return
+        if id(valid) not in self._masks:
+            keys = torch.cat([_rows(valid, hidden), self._later_valid(hidden)], 1)
+            kernel = self.anatomy.language.config._attn_implementation
+            self._masks[id(valid)] = causal_mask(kernel, keys, self.new, hidden.dtype)
+        mask = self._masks[id(valid)]
+        arguments["attention_mask"] = None if mask is None else mask.to(hidden.device)
+        if shift is not None:
+            positions = arguments["position_ids"] - _rows(shift, hidden)[:, None]
+            if id(shift) not in self._ropes:
+                self._ropes[id(shift)] = self.anatomy.language.rotary_emb(hidden, positions)
+            arguments["position_embeddings"] = self._ropes[id(shift)]
+            arguments["position_ids"] = positions
+
+    def _later_valid(self, hidden: Tensor) -> Bool[Tensor, "b t"]:
+        if self.mask_2d is None:
+            return torch.ones(len(hidden), self.later, dtype=torch.bool, device=hidden.device)
+        return self.mask_2d[:, self.prompt.columns :].to(hidden.device, torch.bool)
+
+
+def _rows(part: Tensor, hidden: Tensor) -> Tensor:
+    """The prompt's rows for this batch: a prompt of one row may have been repeated, any other change is refused."""
+    if len(part) not in (1, len(hidden)):
+        raise ValueError(
+            f"past_key_values holds a reduced prompt of {len(part)} rows, the new tokens have {len(hidden)}; "
+            "run the prompt again with that batch"
+        )
+    return part.to(hidden.device).expand(len(hidden), *part.shape[1:])
