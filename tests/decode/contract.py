@@ -1,0 +1,100 @@
+"""What every decoder promises. A new one adds one `Case` to `CASES`; `test_contract.py` runs them all."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from foveal.decode.base import ContrastProcessor
+from foveal.decode.debias import DebiasLogitsProcessor
+
+from .tiny import CONFIGS, IMAGE
+
+Inputs = dict[str, Tensor]
+EVERY = tuple(CONFIGS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One decoder under test."""
+
+    name: str
+    build: Callable[..., ContrastProcessor]
+    """(model, inputs of generate, **settings) -> the processor."""
+    branches: Callable[[Any, Inputs], list[Inputs]]
+    """(model, inputs of one prompt) -> what each branch reads instead, worked out slowly."""
+    weights: tuple[float, float]
+    """Of the scores and of the mean of the branches, with the default settings."""
+    beta: float
+    kinds: tuple[str, ...] = EVERY
+    """Models of `tiny` that it works on; on the others it must say so."""
+    passes: Callable[[int], int] = lambda steps: steps
+    """Extra forward passes of a generation of so many tokens."""
+    bad: tuple[tuple[dict[str, Any], str], ...] = field(default=())
+    """Settings that must be refused, and a piece of what is said."""
+
+    def combine(self, scores: Tensor, *others: Tensor) -> Tensor:
+        """The equation of the paper, row by row."""
+        rows = []
+        for row, said in enumerate(scores.double()):
+            other = sum(branch[row].double() for branch in others) / len(others)
+            mixed = self.weights[0] * said + self.weights[1] * other
+            mixed[said.exp() < self.beta * said.max().exp()] = -torch.inf
+            rows.append(mixed)
+        return torch.stack(rows).to(scores)
+
+
+class Slow(LogitsProcessor):
+    """The same decoder without cache, batch or padding: each row is read anew at every step, alone."""
+
+    def __init__(self, case: Case, model: Any, prompts: list[Inputs], length: int) -> None:
+        self.case, self.model, self.length = case, model, length
+        self.branches = [case.branches(model, prompt) for prompt in prompts]
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        times = len(input_ids) // len(self.branches)
+        rows = []
+        for row, ids in enumerate(input_ids):
+            branches = self.branches[row // times]
+            rows.append([continued(self.model, branch, ids[None, self.length :]) for branch in branches])
+        return self.case.combine(scores, *(torch.cat(branch) for branch in zip(*rows, strict=True)))
+
+
+def continued(model: Any, branch: Inputs, said: Tensor) -> Tensor:
+    """Logits after a whole prompt and the tokens said, in one plain pass."""
+    branch = dict(branch)
+    if "inputs_embeds" in branch:
+        branch["inputs_embeds"] = torch.cat([branch["inputs_embeds"], model.get_input_embeddings()(said)], 1)
+    else:
+        branch["input_ids"] = torch.cat([branch["input_ids"], said], 1)
+    if "mm_token_type_ids" in branch:
+        branch["mm_token_type_ids"] = torch.nn.functional.pad(branch["mm_token_type_ids"], (0, said.shape[1]))
+    return model(**branch).logits[:, -1].float()
+
+
+def image_free(model: Any, inputs: Inputs) -> list[Inputs]:
+    """Of one prompt: its text alone, and its text with a 0 for each row of image tokens."""
+    ids = inputs["input_ids"][0].tolist()
+    marked = [token for before, token in zip([None, *ids], ids, strict=False) if not before == token == IMAGE]
+    text = [token for token in ids if token != IMAGE]
+    return [{"input_ids": torch.tensor([row])} for row in (text, [0 if t == IMAGE else t for t in marked])]
+
+
+def _debias(model: Any, inputs: Inputs, **settings: Any) -> DebiasLogitsProcessor:
+    return DebiasLogitsProcessor(model, inputs["input_ids"], inputs.get("attention_mask"), **settings)
+
+
+CASES = [
+    Case(
+        "debias",
+        _debias,
+        image_free,
+        weights=(2.0, -1.0),
+        beta=0.1,
+        bad=(({"mode": "blank"}, "mode='blank'"),),
+    ),
+]
