@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from foveal.compress.pyramiddrop import PyramidDrop
 from foveal.decode.base import together
 
 from .contract import CASES, Case, Slow
@@ -130,6 +131,7 @@ def test_bfloat16(case: Case, kind):
 @on()
 def test_nothing_stays_on_the_model(case: Case, kind):
     host, inputs = model(kind), batch(kind)
+    generate(host, inputs, max_new_tokens=1)  # transformers hooks the vision tower when it is first used
     before = {name: value.clone() for name, value in host.state_dict().items()}
     state = traces(host)
     processor = case.build(host, inputs)
@@ -179,52 +181,42 @@ def test_memory_of_a_step_is_one_token(case: Case, kind):
     assert read == [1, 1]
 
 
-REDUCER = """
-class Reducer:
-    '''Notes what it sees, like a token reducer, and would not live through a pass that is not generate's.'''
-
-    def __init__(self, host):
-        self.seen, self.calls = [], 0
-        self.handles = [host.model.register_forward_pre_hook(self.look, with_kwargs=True)]
-        language = host.model.language_model if hasattr(host.model, "language_model") else host.model.text_model
-        self.handles += [layer.register_forward_pre_hook(lambda *a: self.count()) for layer in language.layers]
-        plain = host.model.get_image_features
-        host.model.get_image_features = self.wrapped(plain)
-
-    def look(self, module, args, kwargs):
-        self.seen.append(tuple(kwargs["input_ids"].shape))
-
-    def count(self):
-        self.calls += 1
-
-    def wrapped(self, plain):
-        import functools
-
-        @functools.wraps(plain)
-        def counting(*args, **kwargs):
-            self.count()
-            return plain(*args, **kwargs)
-
-        return counting
-"""
-
-
 @on(FEW)
-def test_token_reducers_are_left_alone(case: Case, kind):
-    """Hooks of foveal.compress see generate's passes and no others; the branch runs as if they were not there."""
-    host, inputs = copy.deepcopy(model(kind)), batch(kind)
-    expected = generate(host, inputs, case.build(host, inputs))
-    module = {"__name__": "foveal.compress.stand_in"}
-    exec(REDUCER, module)
-    reducer = module["Reducer"](host)
-    plain = generate(host, inputs)
-    notes = (list(reducer.seen), reducer.calls)
-    assert len(plain.ids) == 2
-    assert notes[1] > 0
-    reducer.seen, reducer.calls = [], 0
-    found = generate(host, inputs, case.build(host, inputs))
-    assert (reducer.seen, reducer.calls) == notes
-    assert torch.equal(found.scores, expected.scores)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2, "renormalize_logits": True}], ids=["greedy", "beams"])
+def test_with_a_token_reducer_attached(case: Case, kind, options):
+    """The main pass is shortened, the branch is not, and the reducer's notes are those of generate."""
+    host, whole, inputs = copy.deepcopy(model(kind)), model(kind), batch(kind)
+    generate(host, inputs, max_new_tokens=1)  # transformers hooks the vision tower when it is first used
+    before = traces(host)
+    with PyramidDrop((1, 2), (0.5, 0.25), positions="original").attached(host) as reducer:
+        plain = generate(host, inputs, **options)
+        kept = [[layer.tolist() for layer in sample] for sample in reducer.kept]
+        state = traces(host)
+        found = generate(host, inputs, case.build(host, inputs), **options)
+        assert traces(host) == state
+        assert [[layer.tolist() for layer in sample] for sample in reducer.kept] == kept
+        assert torch.equal(found.ids, generate(host, inputs, slow(case, kind, whole), **options).ids)
+        assert torch.equal(plain.scores, generate(host, inputs, **options).scores)
+    assert traces(host) == before
+    assert len(set(reducer.layer_lengths)) == 3
+
+
+@on(FEW[:1])
+def test_with_a_reducer_of_features_attached(case: Case, kind):
+    """It wraps get_image_features, and a branch that encodes pictures must not see that."""
+    host, whole, inputs = copy.deepcopy(model(kind)), model(kind), batch(kind)
+    calls = []
+
+    class Reading(PyramidDrop):
+        reads_features = True
+
+        def annotate(self, features, arguments):
+            calls.append(len(features))
+
+    with Reading((1, 2), (0.5, 0.25)).attached(host):
+        found = generate(host, inputs, case.build(host, inputs))
+        assert calls == [3]
+        assert torch.equal(found.ids, generate(host, inputs, slow(case, kind, whole)).ids)
 
 
 @on(FEW)

@@ -134,6 +134,7 @@ def set_aside(model: Any) -> Iterator[None]:
 
 def _is_reducer(function: Callable[..., Any]) -> bool:
     """Is it code of `REDUCERS`? ``functools.wraps`` copies ``__module__``, so ask where it was defined."""
+    function = getattr(function, "_torchdynamo_orig_callable", function)  # what torch.compiler.disable has wrapped
     while isinstance(function, partial):
         function = function.func
     function = getattr(function, "__func__", function)
