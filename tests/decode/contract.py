@@ -9,12 +9,14 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from foveal.decode.base import ContrastProcessor
+from foveal.decode.damro import DamroLogitsProcessor
 from foveal.decode.debias import DebiasLogitsProcessor
 
 from .tiny import CONFIGS, IMAGE
 
 Inputs = dict[str, Tensor]
 EVERY = tuple(CONFIGS)
+TOP_K = 3
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Case:
     """Models of `tiny` that it works on; on the others it must say so."""
     passes: Callable[[int], int] = lambda steps: steps
     """Extra forward passes of a generation of so many tokens."""
+    rewrites: bool = True
+    """Does it lay out prompts of its own, whatever the padding of those given?"""
     bad: tuple[tuple[dict[str, Any], str], ...] = field(default=())
     """Settings that must be refused, and a piece of what is said."""
 
@@ -88,6 +92,67 @@ def _debias(model: Any, inputs: Inputs, **settings: Any) -> DebiasLogitsProcesso
     return DebiasLogitsProcessor(model, inputs["input_ids"], inputs.get("attention_mask"), **settings)
 
 
+def _damro(model: Any, inputs: Inputs, **settings: Any) -> DamroLogitsProcessor:
+    names = ("input_ids", "pixel_values", "attention_mask", "image_sizes")
+    given = {name: inputs[name] for name in names if name in inputs}
+    return DamroLogitsProcessor(model, **given, **{"top_k": TOP_K, **settings})
+
+
+@torch.no_grad()
+def outliers_only(model: Any, inputs: Inputs) -> list[Inputs]:
+    """Of one prompt: each picture's image tokens replaced by those of the patches that CLS attends to most."""
+    kind = model.config.model_type
+    tower, base = model.model.vision_tower, model.model
+    pixels = inputs["pixel_values"]
+    tiles = [pixels[i : i + 1] for i in range(len(pixels))] if pixels.ndim == 4 else list(pixels)
+    parts, ids, pictures = [], inputs["input_ids"][0].tolist(), iter(tiles)
+    lengths = iter([])
+    if kind == "llava_next":
+        features = base.get_image_features(pixels, inputs["image_sizes"], return_dict=True).pooler_output
+        lengths = iter([len(feature) for feature in features])
+    embedding, start = model.get_input_embeddings(), 0
+    while start < len(ids):
+        if ids[start] != IMAGE:
+            parts.append(embedding(torch.tensor([ids[start]])))
+            start += 1
+            continue
+        hidden = _hidden_states(tower, next(pictures)[:1])
+        if kind == "internvl":
+            tokens, order, length = _joined_patches(base, tower, hidden), _joined_attention(tower, hidden), 4
+        else:
+            block = tower.encoder.layers[-2]
+            q, k = _projected(block.self_attn, block.layer_norm1(hidden[-3]))
+            order = ((q[0] @ k.T) * len(q[0]) ** -0.5).softmax(-1)[1:].argsort(descending=True)
+            tokens = base.multi_modal_projector(hidden[-2][0, 1:])
+            length = next(lengths, 16)
+        parts.append(tokens[order[:TOP_K]])
+        if kind == "llava_next":
+            parts.append(base.image_newline[None])
+        start += length
+    return [{"inputs_embeds": torch.cat(parts)[None]}]
+
+
+def _hidden_states(tower: Any, pixels: Tensor) -> tuple[Tensor, ...]:
+    return tower(pixels.to(tower.dtype), output_hidden_states=True, return_dict=True).hidden_states
+
+
+def _projected(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    return attention.q_proj(x)[0], attention.k_proj(x)[0]
+
+
+def _joined_attention(tower: Any, hidden: tuple[Tensor, ...]) -> Tensor:
+    block = tower.encoder.layer[-1]
+    q, k = _projected(block.attention, block.layernorm_before(hidden[-2]))
+    attended = ((q[0] @ k.T) * len(q[0]) ** -0.5).softmax(-1)[1:].view(4, 4)
+    blocks = [attended[y : y + 2, x : x + 2].sum() for y in (0, 2) for x in (0, 2)]
+    return torch.stack(blocks).argsort(descending=True)
+
+
+def _joined_patches(base: Any, tower: Any, hidden: tuple[Tensor, ...]) -> Tensor:
+    last = hidden[-1][:, 1:].unflatten(1, (4, 4))
+    return base.multi_modal_projector(base.pixel_shuffle(last, 0.5).flatten(1, 2))[0]
+
+
 CASES = [
     Case(
         "debias",
@@ -96,5 +161,14 @@ CASES = [
         weights=(2.0, -1.0),
         beta=0.1,
         bad=(({"mode": "blank"}, "mode='blank'"),),
+    ),
+    Case(
+        "damro",
+        _damro,
+        outliers_only,
+        weights=(3.0, -2.0),
+        beta=0.1,
+        kinds=("llava", "llava-next", "internvl"),
+        bad=(({"heads": "max"}, "heads='max'"), ({"top_k": 0}, "k=0"), ({"top_k": 17}, "k=17")),
     ),
 ]

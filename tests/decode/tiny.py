@@ -135,7 +135,7 @@ def batch(kind: str, prompts: tuple[Prompt, ...] = PROMPTS) -> dict[str, torch.T
     pictures = [number for prompt in prompts for number in prompt.pictures]
     inputs = _pictures(kind, prompts, pictures)
     lengths = dict(zip(pictures, _tokens(kind, inputs, len(pictures)), strict=True))
-    around = [[58], [59]] if kind in QWEN else [[], []]  # Qwen's models tell two pictures apart by what is around them
+    around = [[58], [59]] if kind in (*QWEN, "internvl") else [[], []]  # by which they tell two pictures apart
     rows = []
     for prompt in prompts:
         row = list(prompt.before)

@@ -47,8 +47,8 @@ def check_has_images(model: Any, input_ids: Int[Tensor, "b t"]) -> None:
 def image_features(model: Any, **inputs: Tensor | None) -> list[Float[Tensor, "n d"]]:
     """Projected features of each image (of each sample, for Idefics3), in the order in which prompts consume them."""
     given = {name: value for name, value in inputs.items() if value is not None}
-    features = _base(model).get_image_features(**given, return_dict=True).pooler_output
-    return list(features)
+    with set_aside(model):
+        return list(_base(model).get_image_features(**given, return_dict=True).pooler_output)
 
 
 # Passes ---------------------------------------------------------------------------------------------------------------
