@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from foveal.decode.agla import AglaLogitsProcessor
 from foveal.decode.base import ContrastProcessor
 from foveal.decode.damro import DamroLogitsProcessor
 from foveal.decode.debias import DebiasLogitsProcessor
@@ -75,6 +76,7 @@ def continued(model: Any, branch: Inputs, said: Tensor) -> Tensor:
         branch["inputs_embeds"] = torch.cat([branch["inputs_embeds"], model.get_input_embeddings()(said)], 1)
     else:
         branch["input_ids"] = torch.cat([branch["input_ids"], said], 1)
+    branch.pop("attention_mask", None)  # one prompt has no padding
     if "mm_token_type_ids" in branch:
         branch["mm_token_type_ids"] = torch.nn.functional.pad(branch["mm_token_type_ids"], (0, said.shape[1]))
     return model(**branch).logits[:, -1].float()
@@ -132,6 +134,15 @@ def outliers_only(model: Any, inputs: Inputs) -> list[Inputs]:
     return [{"inputs_embeds": torch.cat(parts)[None]}]
 
 
+def half_dark(inputs: Inputs) -> Inputs:
+    """A view of the same pictures."""
+    return {**inputs, "pixel_values": inputs["pixel_values"].clamp(max=0)}
+
+
+def _agla(model: Any, inputs: Inputs, **settings: Any) -> AglaLogitsProcessor:
+    return AglaLogitsProcessor(model, **half_dark(inputs), **settings)
+
+
 def _hidden_states(tower: Any, pixels: Tensor) -> tuple[Tensor, ...]:
     return tower(pixels.to(tower.dtype), output_hidden_states=True, return_dict=True).hidden_states
 
@@ -170,5 +181,13 @@ CASES = [
         beta=0.1,
         kinds=("llava", "llava-next", "internvl"),
         bad=(({"heads": "max"}, "heads='max'"), ({"top_k": 0}, "k=0"), ({"top_k": 17}, "k=17")),
+    ),
+    Case(
+        "agla",
+        _agla,
+        lambda model, inputs: [half_dark(inputs)],
+        weights=(1.0, 2.0),
+        beta=0.5,
+        rewrites=False,
     ),
 ]

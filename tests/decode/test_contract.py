@@ -9,13 +9,19 @@ from foveal.compress.pyramiddrop import PyramidDrop
 from foveal.decode.base import together
 
 from .contract import CASES, Case, Slow
-from .tiny import EOS, PROMPTS, batch, model
+from .tiny import EOS, IMAGE, PROMPTS, VIDEO, batch, model
 
 torch.set_num_threads(1)
 FEW = ("llava", "qwen2-vl")
 """One class with one axis of positions and one with three, for what does not depend on the class."""
 STEPS = 5
-OPTIONS = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+OPTIONS = {
+    "max_new_tokens": STEPS,
+    "do_sample": False,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "suppress_tokens": [IMAGE, VIDEO],  # said by the model they would be pictures to the slow reference
+}
 SCORES = {"output_scores": True, "return_dict_in_generate": True}
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from foveal.decode.base_models import check_has_images as check_has_images
+from foveal.decode.base_models import check_pictures as check_pictures
 from foveal.decode.base_models import image_features as image_features
 from foveal.decode.base_models import image_token as image_token
 from foveal.decode.base_passes import Passes, Prefill

@@ -22,6 +22,14 @@ REDUCERS = "foveal.compress"
 GRIDS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 """Inputs of models with several position axes (Qwen2-VL) on which positions depend."""
 
+BESIDE_PIXELS = {
+    "llava_next": ("image_sizes",),
+    "llava_onevision": ("image_sizes",),
+    "qwen2_vl": ("image_grid_thw",),
+    "qwen2_5_vl": ("image_grid_thw",),
+}
+"""By model type: what a processor must have said of the pictures, beside their pixels."""
+
 
 def image_token(model: Any) -> int:
     """Id of the token that stands in the prompt for an image feature; ValueError for a model without one."""
@@ -41,6 +49,16 @@ def check_has_images(model: Any, input_ids: Int[Tensor, "b t"]) -> None:
         raise ValueError(
             f"input_ids holds no image token (id {token}): there is no image to listen to. Pass the processor's "
             "input_ids of a prompt with an image, or generate without this logits processor"
+        )
+
+
+def check_pictures(model: Any, inputs: dict[str, Any]) -> None:
+    """ValueError where something is missing without which the model cannot encode its images."""
+    needed = ("pixel_values", *BESIDE_PIXELS.get(model.config.model_type, ()))
+    if missing := [name for name in needed if inputs.get(name) is None]:
+        raise ValueError(
+            f"{missing[0]}=None: {type(model).__name__} cannot encode images without it; pass what its processor "
+            "returned"
         )
 
 

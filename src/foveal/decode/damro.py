@@ -33,6 +33,7 @@ from foveal.decode.base import (
     check_alpha,
     check_beta,
     check_has_images,
+    check_pictures,
     image_features,
     image_token,
     plausible_contrast,
@@ -107,8 +108,7 @@ def outlier_branch_inputs(
     if input_ids.ndim != 2 or input_ids.shape != mask.shape:
         raise ValueError(f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(mask.shape)} must be (B, T)")
     attention = _attention_of_selected_block(model)
-    if image_sizes is None and model.config.model_type == "llava_next":
-        raise ValueError("image_sizes=None: LLaVA-NeXT cuts images by their size; pass the processor's image_sizes")
+    check_pictures(model, {"pixel_values": pixel_values, "image_sizes": image_sizes})
     with _queries_and_keys(attention) as caught:
         features = image_features(model, pixel_values=pixel_values, image_sizes=image_sizes)
     attended = cls_attention(caught["q"], caught["k"], attention.num_heads if heads == "mean" else None)
