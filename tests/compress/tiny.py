@@ -43,8 +43,8 @@ class Kind:
 
     name: str
     build: Callable[[], Any]
-    encode: Callable[[Any, list[list[tuple[int, int]]], torch.Generator], dict[str, Any]]
-    """(model, sizes of the images of each sample, random) -> arguments of get_image_features."""
+    encode: Callable[[list[tuple[int, int]], torch.Generator], dict[str, Any]]
+    """(sizes of the images of one sample, random) -> arguments of get_image_features."""
     sizes: tuple[tuple[int, int], ...] = ((SIDE, SIDE),)
     """Sizes of images that it tells apart."""
     multi_axis: bool = False
@@ -64,26 +64,65 @@ class Kind:
         model.generation_config = hf.GenerationConfig(pad_token_id=PAD, eos_token_id=EOS, bos_token_id=2)
         return model.eval().to(dtype)
 
-    def prompt(self, model: Any, *samples: list[Any], seed: int = 0, side: str = "left") -> dict[str, Any]:
-        """Samples are lists of text lengths (int) and image sizes ((height, width)), padded to one batch."""
+    def single(self, model: Any, *parts: Any, seed: int = 0) -> dict[str, Any]:
+        """A prompt of text lengths (int) and images ((height, width)) in that order."""
         rng = torch.Generator().manual_seed(seed)
-        images = [[part for part in sample if isinstance(part, tuple)] for sample in samples]
-        inputs = self.encode(model, images, rng) if any(images) else {}
+        images = [part for part in parts if isinstance(part, tuple)]
+        inputs = self.encode(images, rng) if images else {}
         inputs = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
         counts = iter(image_counts(self.name, images))
-        rows = []
-        for sample in samples:
-            row: list[int] = []
-            for part in sample:
-                row += [IMAGE] * next(counts) if isinstance(part, tuple) else text(part, rng)
-            rows.append(row)
-        length = max(map(len, rows))
-        pads = [[PAD] * (length - len(row)) for row in rows]
-        ids = torch.tensor([p + row if side == "left" else row + p for row, p in zip(rows, pads, strict=True)])
-        inputs |= {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+        row: list[int] = []
+        for part in parts:
+            row += [IMAGE] * next(counts) if isinstance(part, tuple) else text(part, rng)
+        ids = torch.tensor([row])
+        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.multi_axis:
             inputs["mm_token_type_ids"] = (ids == IMAGE).int()
         return inputs
+
+    def singles(self, model: Any) -> list[dict[str, Any]]:
+        """One image, two images of different sizes, none; texts of different lengths."""
+        first, last = self.sizes[0], self.sizes[-1]
+        middle = self.sizes[len(self.sizes) // 2]
+        parts = [(3, first, 6), (2, last, 3, middle, 5), (4,)]
+        return [self.single(model, *part, seed=seed) for seed, part in enumerate(parts)]
+
+
+def join(kind: Kind, *prompts: dict[str, Any], side: str = "left") -> dict[str, Any]:
+    """Prompts of one sample each, padded to one batch."""
+    length = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    pictures = [prompt["pixel_values"] for prompt in prompts if "pixel_values" in prompt]
+    joined: dict[str, Any] = {}
+    if pictures and pictures[0].ndim == 5:
+        tiles = max(pixels.shape[1] for pixels in pictures)
+        pictures = [torch.cat([p, p.new_zeros(len(p), tiles - p.shape[1], *p.shape[2:])], 1) for p in pictures]
+        if kind.encode is tiled_by_sample:  # it wants a row of empty tiles for a sample without a picture
+            full = iter(pictures)
+            empty = torch.zeros_like(pictures[0])
+            pictures = [next(full) if "pixel_values" in prompt else empty for prompt in prompts]
+    if pictures:
+        joined["pixel_values"] = torch.cat(pictures)
+    for name in ("image_sizes", "image_grid_thw", "batch_num_images"):
+        parts = [prompt[name] for prompt in prompts if name in prompt]
+        if parts:
+            joined[name] = torch.cat(parts)
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids", "labels"):
+        rows = [prompt[name][0] for prompt in prompts if name in prompt]
+        pads = [row.new_full((length - len(row),), -100 if name == "labels" else PAD) for row in rows]
+        order = [(pad, row) if side == "left" else (row, pad) for pad, row in zip(pads, rows, strict=True)]
+        if rows:
+            joined[name] = torch.stack([torch.cat(pair) for pair in order])
+    return joined
+
+
+def extend(prompt: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+    """The prompt followed by text, (B, T)."""
+    more = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "mm_token_type_ids": torch.zeros_like(tokens),
+    }
+    return {name: torch.cat([part, more[name].to(part)], 1) if name in more else part for name, part in prompt.items()}
 
 
 def text(length: int, rng: torch.Generator) -> list[int]:
@@ -91,15 +130,14 @@ def text(length: int, rng: torch.Generator) -> list[int]:
     return torch.randint(3, IMAGE, (length,), generator=rng).tolist()
 
 
-def image_counts(name: str, images: list[list[tuple[int, int]]]) -> list[int]:
-    """Image tokens of every image of the batch, as the processors count them."""
-    flat = [(height, width, len(sample)) for sample in images for height, width in sample]
+def image_counts(name: str, sizes: list[tuple[int, int]]) -> list[int]:
+    """Image tokens of every image of a sample, as the processors count them."""
     grid = (SIDE // PATCH) ** 2
     if name == "llava":
-        return [grid for _ in flat]
+        return [grid for _ in sizes]
     if name in ("llava_next", "llava_onevision"):
-        return [anyres_count(h, w, name == "llava_next" or alone == 1) for h, w, alone in flat]
-    return [grid // 4 * (h // SIDE) * (w // SIDE) for h, w, _ in flat]
+        return [anyres_count(h, w, name == "llava_next" or len(sizes) == 1) for h, w in sizes]
+    return [grid // 4 * (h // SIDE) * (w // SIDE) for h, w in sizes]
 
 
 def anyres_count(height: int, width: int, tiles: bool) -> int:
@@ -130,12 +168,11 @@ def noise(rng: torch.Generator, *shape: int) -> Tensor:
 # Encoding -------------------------------------------------------------------------------------------------------------
 
 
-def one_view(model, images, rng):
-    return {"pixel_values": noise(rng, sum(map(len, images)), 3, SIDE, SIDE)}
+def one_view(sizes, rng):
+    return {"pixel_values": noise(rng, len(sizes), 3, SIDE, SIDE)}
 
 
-def anyres(model, images, rng):
-    sizes = [size for sample in images for size in sample]
+def anyres(sizes, rng):
     tiles = [1 + best(*size)[0] * best(*size)[1] // SIDE**2 for size in sizes]
     return {
         "pixel_values": noise(rng, len(sizes), max(tiles), 3, SIDE, SIDE),
@@ -143,30 +180,22 @@ def anyres(model, images, rng):
     }
 
 
-def anyres_alone(model, images, rng):
+def anyres_alone(sizes, rng):
     """LLaVA-OneVision cuts an image into tiles only where it is the one image of its sample."""
-    return anyres(model, images, rng) | {"batch_num_images": torch.tensor([len(sample) for sample in images if sample])}
+    return anyres(sizes, rng) | {"batch_num_images": torch.tensor([len(sizes)])}
 
 
-def tiled(model, images, rng):
-    tiles = sum(h * w // SIDE**2 for sample in images for h, w in sample)
-    return {"pixel_values": noise(rng, tiles, 3, SIDE, SIDE)}
+def tiled(sizes, rng):
+    return {"pixel_values": noise(rng, sum(h * w // SIDE**2 for h, w in sizes), 3, SIDE, SIDE)}
 
 
-def tiled_by_sample(model, images, rng):
-    tiles = [sum(h * w // SIDE**2 for h, w in sample) for sample in images]
-    pixels = torch.zeros(len(images), max(tiles), 3, SIDE, SIDE)  # the model skips tiles that are all zero
-    for row, count in zip(pixels, tiles, strict=True):
-        row[:count] = noise(rng, count, 3, SIDE, SIDE)
-    return {"pixel_values": pixels}
+def tiled_by_sample(sizes, rng):
+    return {"pixel_values": tiled(sizes, rng)["pixel_values"][None]}
 
 
-def patches(model, images, rng):
-    grids = torch.tensor([(1, h // PATCH, w // PATCH) for sample in images for h, w in sample])
-    return {
-        "pixel_values": noise(rng, int(grids.prod(1).sum()), 3 * 2 * PATCH**2),
-        "image_grid_thw": grids,
-    }
+def patches(sizes, rng):
+    grids = torch.tensor([(1, h // PATCH, w // PATCH) for h, w in sizes])
+    return {"pixel_values": noise(rng, int(grids.prod(1).sum()), 3 * 2 * PATCH**2), "image_grid_thw": grids}
 
 
 # Models ---------------------------------------------------------------------------------------------------------------

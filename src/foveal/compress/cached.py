@@ -76,9 +76,15 @@ class _CountsInFull:
 class Continuation:
     """One forward pass over tokens that come after a reduced prompt."""
 
-    def __init__(self, anatomy: Anatomy, cache: Any, arguments: Mapping[str, Any], new: int) -> None:
+    def __init__(self, anatomy: Anatomy, cache: Any, arguments: Mapping[str, Any], batch: int, new: int) -> None:
         prompt = recall(cache)
         assert prompt is not None
+        rows = next(len(valid) for valid in prompt.valid if valid is not None)
+        if rows not in (1, batch):  # a prompt of one row may have been repeated
+            raise ValueError(
+                f"past_key_values holds a reduced prompt of {rows} rows, the new tokens have {batch}; run the prompt "
+                "again with that batch"
+            )
         self.anatomy, self.prompt, self.new = anatomy, prompt, new
         self.later = prompt.later(cache) + new
         self.mask_2d = arguments.get("attention_mask")
@@ -116,10 +122,5 @@ class Continuation:
 
 
 def _rows(part: Tensor, hidden: Tensor) -> Tensor:
-    """The prompt's rows for this batch: a prompt of one row may have been repeated, any other change is refused."""
-    if len(part) not in (1, len(hidden)):
-        raise ValueError(
-            f"past_key_values holds a reduced prompt of {len(part)} rows, the new tokens have {len(hidden)}; "
-            "run the prompt again with that batch"
-        )
+    """The prompt's rows, one for each row of the batch."""
     return part.to(hidden.device).expand(len(hidden), *part.shape[1:])

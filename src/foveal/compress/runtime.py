@@ -203,7 +203,7 @@ class PrefillReducer:
         if _cached_length(kwargs):
             if recall(cache) is not None:
                 tokens = ids if ids is not None else kwargs["inputs_embeds"]
-                self._pass = Continuation(anatomy, cache, kwargs, tokens.shape[1])
+                self._pass = Continuation(anatomy, cache, kwargs, *tokens.shape[:2])
             return
         if cache is not None:
             forget(cache)
