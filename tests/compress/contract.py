@@ -1,8 +1,9 @@
 """What every reducer of visual tokens promises. A new one adds one `Case`; `test_contract.py` runs them all."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from foveal.compress.base import keep_count
 from foveal.compress.pyramiddrop import PyramidDrop
 from foveal.compress.runtime import PrefillReducer
 
@@ -24,11 +25,58 @@ class Case:
     """Does a surviving token hold the mean of several?"""
     trains: bool = True
     """Is it made for training too?"""
-    kinds: tuple[str, ...] = field(default=tuple(kind.name for kind in KINDS))
-    """Models that it can work on; the others it must refuse."""
+    kinds: tuple[str, ...] = tuple(kind.name for kind in KINDS)
+    """Models that it is tried on."""
+    refused: tuple[str, ...] = ()
+    """Models that it cannot work on and must refuse."""
+
+
+class Thin(PrefillReducer):
+    """Not a method: goes through what the runtime offers and no other case needs.
+
+    Drops every other image token before the first layer, and half of the rest by the attention of layer 2, as layer 3
+    begins. Reads the vision side.
+    """
+
+    looks_back = True
+    reads_features = True
+
+    def __init__(self, kind: Kind, share: float = 0.5) -> None:
+        super().__init__()
+        self.share, self.positions = share, "original" if kind.multi_axis else "compact_first"
+
+    def annotate(self, features, arguments):
+        for feature in features:
+            feature.seen = len(feature)
+
+    def select(self, step):
+        if step.features is not None:
+            # InternVL's stacked tensor is taken apart anew each time, and what was noted on its tiles is gone
+            assert sum(getattr(f, "seen", len(f)) for f in step.features) == sum(step.n_image)
+        if step.layer not in (0, 3):
+            return None
+        return [self._half(step, sample) for sample in range(len(step.n_image))]
+
+    def _half(self, step, sample):
+        places, is_image = step.sample(sample)
+        images = places[is_image]
+        keep = keep_count(len(images), self.share)
+        if step.layer == 0:
+            return images[:: round(1 / self.share)]
+        query, key = step.previous.queries_and_keys(sample)
+        assert len(places) == query.shape[1]  # what layer 2 processed is what enters layer 3
+        scores = (query.mean((0, 1)) @ key.mean(0).T)[is_image]
+        return images[scores.topk(keep).indices.sort().values]
 
 
 CASES = [
+    Case(
+        "thin",
+        Thin,
+        lambda kind: Thin(kind, 1.0),
+        renumbers=lambda layer: layer == 0,
+        kinds=("llava", "llava_next", "internvl", "qwen2_vl"),
+    ),
     Case(
         "pyramiddrop",
         lambda kind: PyramidDrop((1, 3, 4), (0.5, 0.3, 0.1), kind.positions),
@@ -39,5 +87,6 @@ CASES = [
         lambda kind: PyramidDrop((2, 4), (0.5, 0.0), "original"),
         lambda kind: PyramidDrop((2, 4), (1.0, 1.0), "original"),
         renumbers=lambda layer: False,
+        kinds=("llava", "smolvlm"),
     ),
 ]

@@ -60,9 +60,14 @@ def decoder_input(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def run(
-    model: Any, inputs: dict[str, Any], prompt: int, choose: Choose, renumber: Callable[[int], bool]
+    model: Any,
+    inputs: dict[str, Any],
+    prompt: int,
+    choose: Choose,
+    renumber: Callable[[int], bool],
+    everywhere: bool = False,
 ) -> tuple[Tensor, list[list[int]]]:
-    """Logits from the last prompt token on, (T, V), and the columns of the prompt that every layer processed.
+    """Logits from the last prompt token on (or ``everywhere``), and the prompt's columns that every layer processed.
 
     ``inputs`` hold one unpadded sample: a prompt of that length and later tokens, which are never dropped.
     """
@@ -92,7 +97,7 @@ def run(
         hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=(cos, sin))
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
     logits = model.lm_head(language.norm(hidden))[0]
-    return logits[len(logits) - (length - prompt) - 1 :], kept
+    return logits if everywhere else logits[len(logits) - (length - prompt) - 1 :], kept
 
 
 def attention(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
