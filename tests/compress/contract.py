@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from foveal.compress.base import keep_count
 from foveal.compress.pyramiddrop import PyramidDrop
 from foveal.compress.runtime import PrefillReducer
@@ -53,6 +55,9 @@ class Thin(PrefillReducer):
         if step.features is not None:
             # InternVL's stacked tensor is taken apart anew each time, and what was noted on its tiles is gone
             assert sum(getattr(f, "seen", len(f)) for f in step.features) == sum(step.n_image)
+            if step.layer == 0:
+                for (sample, places), feature in zip(step.images(), step.features, strict=True):
+                    torch.testing.assert_close(step.hidden[sample, places], feature)
         if step.layer not in (0, 3):
             return None
         return [self._half(step, sample) for sample in range(len(step.n_image))]

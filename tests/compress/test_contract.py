@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from foveal.compress.runtime import PrefillReducer
 
 from . import reference
 from .contract import CASES, Case
-from .tiny import BY_NAME, IMAGE, KINDS, VIDEO, VOCABULARY, Kind, extend, join
+from .tiny import BY_NAME, IMAGE, KINDS, LAYERS, VIDEO, Kind, extend, join
 
 torch.set_num_threads(1)
 PAIRS = [(case, kind) for case in CASES for kind in KINDS if kind.name in case.kinds]
@@ -46,6 +47,15 @@ def generate(model, inputs, new=4, **options):
 
 def cache_of(output):
     return output["cache"] if "cache" in output else output["past_key_values"]
+
+
+def skip_where_plain_caching_is_off(model, kind):
+    """transformers 5.3 loses the positions of Qwen2.5-VL after a cached prompt, with or without a reducer."""
+    prompt, words = kind.single(model, 3, kind.sizes[0], 5), later((1, 2))
+    with torch.no_grad():
+        whole = model(**extend(prompt, words)).logits[:, -2:]
+    if not torch.allclose(continued(model, prefilled(model, prompt), words), whole, atol=1e-4):
+        pytest.skip("this version of transformers loses positions after a cached prompt")
 
 
 @torch.no_grad()
@@ -170,11 +180,13 @@ def counted(model, inputs):
     """FLOPs of the decoder layers in a real prefill, and the bytes of its cache."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         output = model(**inputs, use_cache=True)
-    total = counter.get_total_flops()
-    inside = counter.get_flop_counts()
-    name = next(key for key in inside if key.endswith(("language_model", "text_model")))
-    stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache_of(output).layers)
-    return total, sum(inside[name].values()), stored
+    flops = [
+        sum(counts.values())
+        for name, counts in counter.get_flop_counts().items()
+        if re.search(r"(language|text)_model\.layers\.\d+$", name)
+    ]
+    assert len(flops) == LAYERS
+    return sum(flops), sum(layer.keys.nbytes + layer.values.nbytes for layer in cache_of(output).layers)
 
 
 def test_report_counts_what_torch_counts(pair):
@@ -183,19 +195,18 @@ def test_report_counts_what_torch_counts(pair):
     inputs = join(kind, *kind.singles(model))
     with pytest.raises(ValueError, match="run the model"):
         reducer.report()
-    full_total, full, full_bytes = counted(model, inputs)
+    full, full_bytes = counted(model, inputs)
     with reducer.attached(model):
-        total, _, stored = counted(model, inputs)
+        reduced, stored = counted(model, inputs)
     report = reducer.report()  # also after the reducer has gone
-    width, batch = model.get_decoder().config.hidden_size, len(inputs["input_ids"])
-    head = 2 * batch * (inputs["input_ids"].shape[1] - reducer.layer_lengths[-1]) * width * VOCABULARY
     assert report.flops_full == full
-    assert full - report.flops - report.flops_selection == pytest.approx(full_total - total - head, abs=0.02 * full)
+    assert report.flops + report.flops_selection == pytest.approx(reduced, rel=0.01)
+    assert report.flops_selection > 0
+    assert report.flops_saved == pytest.approx(1 - reduced / full, abs=0.01)
     assert (report.kv_bytes, report.kv_bytes_full) == (stored, full_bytes)
+    assert report.kv_saved == 1 - stored / full_bytes
     assert report.layer_lengths == reducer.layer_lengths
     assert report.image_tokens == reducer.image_tokens.double().mean(0).tolist()
-    assert 0 < report.flops_saved < 1
-    assert 0 < report.kv_saved < 1
     assert "saved" in str(report)
 
 
@@ -208,6 +219,7 @@ def test_cached_turns_equal_a_slow_loop(pair):
     if case.merges:
         pytest.skip("its tokens are not columns of the prompt")
     model, reducer = kind.model(dtype=torch.float64), case.build(kind)
+    skip_where_plain_caching_is_off(model, kind)
     prompt = kind.single(model, 3, kind.sizes[-1], 5)
     length = prompt["input_ids"].shape[1]
     words = later((1, 7))
@@ -227,6 +239,7 @@ def test_cached_turns_equal_a_slow_loop(pair):
 def test_chat_with_generate_on_a_cache_of_ones_own(pair):
     case, kind = pair
     model, reducer = kind.model(dtype=torch.float64), case.build(kind)
+    skip_where_plain_caching_is_off(model, kind)
     prompt = kind.single(model, 3, kind.sizes[-1], 5)
     cache, other = DynamicCache(), DynamicCache()
     with reducer.attached(model):

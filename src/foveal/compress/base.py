@@ -72,6 +72,21 @@ class LayerInput:
         places = self.tokens.valid[sample].nonzero()[:, 0]
         return places, self.tokens.is_image[sample, places]
 
+    def images(self) -> list[tuple[int, Int[Tensor, " n"]]]:
+        """Per image, in the order of ``features``: its sample, and where its n tokens stand. Only before any drop.
+
+        Raises ValueError when features and tokens differ in number, as with a video or without the vision side.
+        """
+        samples, places = self.tokens.is_image.nonzero(as_tuple=True)
+        sizes = [len(feature) for feature in self.features or ()]
+        if sum(sizes) != len(places):
+            raise ValueError(
+                f"input_ids holds {len(places)} image tokens, the images have {sum(sizes)} features; pass images alone "
+                "(no video), through pixel_values"
+            )
+        owners = samples.split(sizes)
+        return [(int(owner[0]), own) for owner, own in zip(owners, places.split(sizes), strict=True) if len(own)]
+
     @torch.no_grad()
     def queries_and_keys(
         self, sample: int, rows: Int[Tensor, " q"] | None = None

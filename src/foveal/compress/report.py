@@ -82,7 +82,7 @@ class Run:
         lengths = [stage.tokens.valid.shape[1] for stage in prefill.processed]
         full = prefill.stages[0].tokens.valid.shape[1]
         weight = anatomy.language.layers[0].input_layernorm.weight
-        bytes_ = None if prefill.cache is None else [_stored_bytes(layer) for layer in prefill.cache.layers]
+        stored = [] if prefill.cache is None else [_stored_bytes(layer) for layer in prefill.cache.layers]
         batch = len(prefill.n_image)
         return cls(
             anatomy,
@@ -94,7 +94,7 @@ class Run:
             lengths,
             full,
             prefill.selection_flops,
-            bytes_,
+            stored if any(stored) else None,  # training in checkpoints hands around a cache that stays empty
         )
 
     def report(self) -> Report:

@@ -39,7 +39,8 @@ class PrefillReducer:
     Subclasses write `select`, and `check` if not every model will do. ``positions`` says what becomes of the position
     numbers when tokens go: "compact" renumbers the rest 0, 1, … at every drop, "compact_first" only for a drop at
     layer 0, "original" never. Works with batches padded on either side, any way of generating, caches that the user
-    keeps between turns, gradients and gradient checkpointing, and decoder layers that were compiled one by one.
+    keeps between turns, gradients and gradient checkpointing, and decoder layers that were compiled one by one. Tokens
+    that are added to a cache later, images too, are never dropped.
     """
 
     looks_back = False
@@ -183,7 +184,10 @@ class PrefillReducer:
         if labels is None:
             return output
         assert isinstance(run, Prefill)
-        labels = run.stages[-1].tokens.labels
+        tokens = run.stages[-1].tokens
+        if tokens.labels is not None and run.stages[-1].shortened:
+            # the first token of a prompt is no target, not even with padding in front of it now
+            labels = tokens.labels.masked_fill(tokens.columns == 0, -100)
         logits = output[0] if isinstance(output, tuple) else output.logits
         extra = {name: kwargs[name] for name in ("num_items_in_batch", "ignore_index") if name in kwargs}
         size = model.config.get_text_config().vocab_size

@@ -1,0 +1,251 @@
+"""What of the runtime no method's contract shows: its pieces, its books, its errors."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers as hf
+from transformers import DynamicCache
+
+from foveal.compress import anatomy
+from foveal.compress.base import LayerInput, Tokens, keep_count, visual_flops
+from foveal.compress.masks import causal_mask
+from foveal.compress.pyramiddrop import PyramidDrop
+from foveal.compress.runtime import PrefillReducer
+
+from .contract import Thin
+from .test_contract import cache_of, continued, generate, later, prefilled
+from .tiny import BY_NAME, IMAGE, KINDS, TEXT, join
+
+torch.set_num_threads(1)
+LLAVA = BY_NAME["llava"]
+
+
+# Pieces ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "ratio", "keep"),
+    [(576, 0.5, 288), (577, 0.5, 288), (10, 0.3, 3), (10, 0.7, 7), (3, 1 / 3, 1), (5, 0, 0), (0, 1, 0)],
+)
+def test_keep_count(n, ratio, keep):
+    assert keep_count(n, ratio) == keep
+
+
+def test_bad_counts():
+    for n, ratio, match in (
+        (-1, 0.5, "n=-1"),
+        (4, 1.1, "ratio=1.1"),
+        (4, -0.1, "ratio=-0.1"),
+        (4, float("nan"), "nan"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            keep_count(n, ratio)
+
+
+def test_visual_flops_by_hand():
+    assert visual_flops([2, 1], 3, 5) == (4 * 2 * 9 + 2 * 4 * 3 + 3 * 2 * 15) + (4 * 9 + 2 * 3 + 3 * 15)
+    assert visual_flops([], 3, 5) == 0
+
+
+def test_masks():
+    valid = torch.tensor([[False, True, True, True], [True, True, True, True]])
+    seen = causal_mask("sdpa", valid, 2, torch.float32)
+    assert seen.shape == (2, 1, 2, 4)
+    assert seen[0, 0].tolist() == [[False, True, True, False], [False, True, True, True]]
+    added = causal_mask("eager", valid, 2, torch.float16)
+    assert torch.equal(added == 0, seen)
+    assert added.dtype == torch.float16
+    assert torch.equal(causal_mask("flash_attention_2", valid, 2, torch.float32), valid)
+    whole = valid[1:]
+    assert causal_mask("sdpa", whole, 4, torch.float32) is None
+    assert causal_mask("sdpa", whole, 1, torch.float32) is None
+    assert causal_mask("eager", whole, 1, torch.float32) is None
+    assert causal_mask("flash_attention_2", whole, 2, torch.float32) is None
+    assert causal_mask("sdpa", whole, 2, torch.float32) is not None  # SDPA's own causal mask starts at the first key
+    assert causal_mask("eager", whole, 4, torch.float32) is not None
+
+
+def test_images_and_their_tokens():
+    is_image = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    tokens = Tokens(torch.arange(4).expand(2, 4), torch.ones(2, 4).bool(), is_image, None)
+    features = [torch.zeros(1, 8), torch.zeros(2, 8), torch.zeros(2, 8)]
+    step = LayerInput(0, None, torch.zeros(2, 4, 8), (), tokens, [3, 2], features)
+    assert [(sample, places.tolist()) for sample, places in step.images()] == [(0, [1]), (0, [2, 3]), (1, [0, 1])]
+    step.features = features[:2]
+    with pytest.raises(ValueError, match=r"5 image tokens, the images have 3 features.*no video"):
+        step.images()
+
+
+# Anatomy --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_anatomy(kind):
+    model = kind.model()
+    parts = anatomy.find(model)
+    assert parts.language is model.get_decoder()
+    assert len(parts.layers) == TEXT["num_hidden_layers"]
+    assert parts.placeholders[0] == IMAGE
+    assert parts.multi_axis == kind.multi_axis
+    wrapped = SimpleNamespace(peft_config={}, get_base_model=lambda: model)
+    assert anatomy.find(wrapped).model is model
+    for method in ("PyramidDrop", "FoPru"):
+        with pytest.raises(
+            ValueError, match=rf"^{method} cannot work on {type(model).__name__}: so; here take "
+        ) as error:
+            parts.refuse(method, "so")
+        offered = str(error.value).split("take ")[1]
+        assert "LayerwiseKeep" in offered
+        assert method not in offered
+        assert ("original" in offered) == kind.multi_axis
+        assert ("AIM" in offered) == (parts.features == "image")
+
+
+def test_other_models_are_refused():
+    text = hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT))
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM \(llama\) is not supported; give .*llava.*smolvlm"):
+        anatomy.find(text)
+    with pytest.raises(ValueError, match="ForConditionalGeneration"):
+        anatomy.find(LLAVA.model().model)  # without the head there is no loss
+    with pytest.raises(ValueError, match="Linear"):
+        anatomy.find(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"attn_implementation='flex_attention'.*sdpa"):
+        anatomy.find(LLAVA.model(attention="flex_attention"))
+
+
+def test_layers_of_limited_reach_are_refused():
+    model = LLAVA.model()
+    model.get_decoder().config.sliding_window = 8
+    with pytest.raises(ValueError, match=r"sliding_window=8.*full attention"):
+        anatomy.find(model)
+    model = BY_NAME["internvl"].model()
+    model.get_decoder().config.layer_types = ["sliding_attention"] * 6
+    with pytest.raises(ValueError, match=r"sliding_attention.*full attention"):
+        anatomy.find(model)
+
+
+def test_unknown_layers_are_refused():
+    model = LLAVA.model()
+    attention = model.get_decoder().layers[2].self_attn
+    attention.qkv_proj = attention.q_proj
+    del attention.q_proj
+    with pytest.raises(ValueError, match=r"layer 2 \(LlamaDecoderLayer\).*q_proj"):
+        anatomy.find(model)
+
+
+# Books ----------------------------------------------------------------------------------------------------------------
+
+
+def test_empty_before_the_first_prompt():
+    reducer = PyramidDrop((2,), (0.5,))
+    assert reducer.kept == []
+    assert reducer.layer_lengths == []
+    assert reducer.image_tokens.shape == (0, 0)
+    reducer.detach()
+
+
+def test_a_method_must_choose():
+    model = LLAVA.model()
+    with PrefillReducer().attached(model), pytest.raises(TypeError, match="PrefillReducer must say in select"):
+        model(**LLAVA.singles(model)[0])
+
+
+def test_report_reads_well():
+    model = LLAVA.model()
+    with PyramidDrop((2, 4), (0.5, 0.25)).attached(model) as reducer:
+        model(**LLAVA.singles(model)[0], use_cache=True)
+        said = str(reducer.report())
+        assert "16 per sample; by layer 16 ×2, 8 ×2, 4 ×2" in said
+        assert said.count("saved") == 2
+        model(**LLAVA.singles(model)[0], use_cache=False)
+        assert "none was kept" in str(reducer.report())
+        assert reducer.report().kv_saved is None
+
+
+def test_report_leaves_the_kernel_alone():
+    model = LLAVA.model()
+    config = model.get_decoder().config
+    with PyramidDrop((2,), (0.5,)).attached(model) as reducer:
+        model(**LLAVA.singles(model)[0])
+        want = reducer.report()
+        config._attn_implementation = "flash_attention_2"  # its kernels cannot run on shapes alone
+        assert reducer.report() == want
+        assert config._attn_implementation == "flash_attention_2"
+
+
+# Caches ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cache_cropped_into_its_prompt_is_refused():
+    model = LLAVA.model()
+    for reducer in (PyramidDrop((2,), (0.5,)), Thin(LLAVA)):
+        with reducer.attached(model):
+            cache = prefilled(model, LLAVA.singles(model)[0])
+            first = continued(model, cache, later((1, 3)))
+            cache.crop(-2)
+            again = continued(model, cache, later((1, 3))[:, 1:])
+            torch.testing.assert_close(first[:, 1:], again)
+            cache.crop(-5)
+            with pytest.raises(ValueError, match="cropped into its reduced prompt; run the prompt again"):
+                continued(model, cache, later((1, 1)))
+
+
+def test_a_cache_used_again_forgets():
+    model = LLAVA.model()
+    image, text = LLAVA.singles(model)[0], LLAVA.singles(model)[2]
+    for reducer in (PyramidDrop((2,), (0.5,)), Thin(LLAVA)):
+        cache = DynamicCache()
+        with reducer.attached(model):
+            generate(model, image, past_key_values=cache)
+            cache.reset()
+            again = generate(model, text, past_key_values=cache)
+        assert torch.equal(again.sequences, generate(model, text).sequences)
+
+
+def test_a_cache_from_before_stays_as_it_is():
+    """Attached in the middle of a chat, a reducer leaves that chat alone."""
+    model = LLAVA.model()
+    cache = prefilled(model, LLAVA.singles(model)[0])
+    want = continued(model, copy.deepcopy(cache), later((1, 3)))
+    with PyramidDrop((2,), (0.5,)).attached(model):
+        assert torch.equal(continued(model, cache, later((1, 3))), want)
+
+
+def test_a_short_first_layer_still_counts_the_whole_prompt():
+    model = LLAVA.model()
+    prompt = LLAVA.singles(model)[0]
+    with Thin(LLAVA).attached(model) as reducer:
+        cache = prefilled(model, prompt)
+        assert isinstance(cache, DynamicCache)
+        assert cache.get_seq_length() == prompt["input_ids"].shape[1]
+        assert cache.get_seq_length(1) == reducer.layer_lengths[1] < cache.get_seq_length()
+        continued(model, cache, later((1, 2)))
+        assert cache.get_seq_length() == prompt["input_ids"].shape[1] + 2
+
+
+def test_outputs_keep_their_form():
+    """Tuples and output classes, with the loss in front as ever."""
+    model = LLAVA.model()
+    inputs = LLAVA.singles(model)[0]
+    inputs["labels"] = inputs["input_ids"].masked_fill(torch.arange(25) < 22, -100)
+    plain = model(**inputs)
+    with PyramidDrop((2,), (1.0,)).attached(model):
+        kept = model(**inputs)
+        assert torch.equal(kept.loss, plain.loss)
+        assert list(kept) == list(plain)
+        assert torch.equal(model(**inputs, return_dict=False)[0], plain.loss)
+        base = model.model(inputs["input_ids"], inputs["pixel_values"])  # by place, without the head
+        assert base.last_hidden_state.shape[1] == 25
+    assert cache_of(kept).get_seq_length() == 25
+
+
+def test_a_padded_batch_loses_common_padding_at_the_first_drop():
+    model = LLAVA.model()
+    inputs = join(LLAVA, *LLAVA.singles(model)[:1])
+    wide = {name: torch.nn.functional.pad(part, (5, 0)) if part.ndim == 2 else part for name, part in inputs.items()}
+    with PyramidDrop((2,), (0.5,)).attached(model) as reducer:
+        alone, padded = generate(model, inputs), generate(model, wide)
+    assert reducer.layer_lengths == [30, 30, 17, 17, 17, 17]
+    assert torch.equal(alone.sequences[0], padded.sequences[0, 5:])
