@@ -79,7 +79,13 @@ def continued(model: Any, branch: Inputs, said: Tensor) -> Tensor:
     branch.pop("attention_mask", None)  # one prompt has no padding
     if "mm_token_type_ids" in branch:
         branch["mm_token_type_ids"] = torch.nn.functional.pad(branch["mm_token_type_ids"], (0, said.shape[1]))
-    return model(**branch).logits[:, -1].float()
+    deltas, base = getattr(model.model, "rope_deltas", None), model.model
+    if hasattr(base, "rope_deltas"):
+        base.rope_deltas = None  # of generate's prompts; older releases would add them to the positions of this one
+    logits = model(**branch).logits[:, -1].float()
+    if hasattr(base, "rope_deltas"):
+        base.rope_deltas = deltas
+    return logits
 
 
 def image_free(model: Any, inputs: Inputs) -> list[Inputs]:
@@ -104,7 +110,7 @@ def _damro(model: Any, inputs: Inputs, **settings: Any) -> DamroLogitsProcessor:
 def outliers_only(model: Any, inputs: Inputs) -> list[Inputs]:
     """Of one prompt: each picture's image tokens replaced by those of the patches that CLS attends to most."""
     kind = model.config.model_type
-    tower, base = model.model.vision_tower, model.model
+    base, tower = model.model, tower_of(model)
     pixels = inputs["pixel_values"]
     tiles = [pixels[i : i + 1] for i in range(len(pixels))] if pixels.ndim == 4 else list(pixels)
     parts, ids, pictures = [], inputs["input_ids"][0].tolist(), iter(tiles)
@@ -141,6 +147,12 @@ def half_dark(inputs: Inputs) -> Inputs:
 
 def _agla(model: Any, inputs: Inputs, **settings: Any) -> AglaLogitsProcessor:
     return AglaLogitsProcessor(model, **half_dark(inputs), **settings)
+
+
+def tower_of(model: Any) -> Any:
+    """The vision encoder, which older releases keep one level deeper."""
+    tower = model.model.vision_tower
+    return getattr(tower, "vision_model", tower)
 
 
 def _hidden_states(tower: Any, pixels: Tensor) -> tuple[Tensor, ...]:

@@ -96,8 +96,9 @@ def test_sampling_several_sequences(case: Case, kind):
 def test_assisted_decoding_takes_tokens_back(case: Case, kind):
     """Guessed tokens are heard before they are refused."""
     host, prompt = model(kind), batch(kind, PROMPTS[:1])
-    ids = [generate(host, prompt, case.build(host, prompt)).ids]
-    ids.append(generate(host, prompt, case.build(host, prompt), prompt_lookup_num_tokens=3).ids)
+    ids = [generate(host, prompt, case.build(host, prompt), eos_token_id=EOS).ids]
+    guess = {"prompt_lookup_num_tokens": 3, "eos_token_id": EOS}
+    ids.append(generate(host, prompt, case.build(host, prompt), **guess).ids)
     assert torch.equal(*ids)
 
 

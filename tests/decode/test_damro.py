@@ -14,7 +14,7 @@ from foveal.decode.damro import (
     outlier_indices,
 )
 
-from .contract import outliers_only
+from .contract import outliers_only, tower_of
 from .tiny import CONFIGS, IMAGE, PROMPTS, TEXT, VISION, Prompt, batch, model
 
 torch.set_num_threads(1)
@@ -43,9 +43,9 @@ def test_golden():
 def test_mean_over_heads_is_the_attention_of_the_eager_kernel():
     eager = model("llava", attention="eager")
     pixels = batch("llava")["pixel_values"]
-    weights = eager.model.vision_tower(pixels, output_attentions=True).attentions[-2]
+    weights = eager.model.vision_tower(pixels, output_attentions=True, return_dict=True).attentions[-2]
     caught = {}
-    attention = eager.model.vision_tower.encoder.layers[-2].self_attn
+    attention = tower_of(eager).encoder.layers[-2].self_attn
     for name in ("q_proj", "k_proj"):
         hook = getattr(attention, name).register_forward_hook(
             lambda module, args, output, name=name: caught.update({name: output})
@@ -152,7 +152,7 @@ def test_the_block_whose_output_is_used(layer):
     host = copy.deepcopy(model("llava"))
     host.config.vision_feature_layer = layer
     seen = []
-    for block in host.model.vision_tower.encoder.layers:
+    for block in tower_of(host).encoder.layers:
         block.self_attn.q_proj.register_forward_hook(lambda module, *_: seen.append(len(module._forward_hooks)))
     outlier_branch_inputs(host, **given("llava"), top_k=2)
     block = layer if layer < 0 else layer - 1

@@ -8,6 +8,8 @@ import torch
 import transformers
 
 VOCABULARY, IMAGE, VIDEO, PAD, EOS, BOS = 64, 60, 61, 0, 62, 63
+TAGS = (58, 59)
+"""Around each picture of InternVL and Qwen, which tell two pictures apart by them."""
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -81,6 +83,8 @@ CONFIGS: dict[str, Any] = {
         text_config={**TEXT, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
         image_token_id=IMAGE,
         video_token_id=VIDEO,
+        vision_start_token_id=TAGS[0],
+        vision_end_token_id=TAGS[1],
     ),
     "qwen2.5-vl": lambda: transformers.Qwen2_5_VLConfig(
         vision_config={
@@ -96,6 +100,8 @@ CONFIGS: dict[str, Any] = {
         text_config={**TEXT, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
         image_token_id=IMAGE,
         video_token_id=VIDEO,
+        vision_start_token_id=TAGS[0],
+        vision_end_token_id=TAGS[1],
     ),
     "smolvlm": lambda: transformers.SmolVLMConfig(
         vision_config=VISION,
@@ -135,7 +141,7 @@ def batch(kind: str, prompts: tuple[Prompt, ...] = PROMPTS) -> dict[str, torch.T
     pictures = [number for prompt in prompts for number in prompt.pictures]
     inputs = _pictures(kind, prompts, pictures)
     lengths = dict(zip(pictures, _tokens(kind, inputs, len(pictures)), strict=True))
-    around = [[58], [59]] if kind in (*QWEN, "internvl") else [[], []]  # by which they tell two pictures apart
+    around = ([TAGS[0]], [TAGS[1]]) if kind in (*QWEN, "internvl") else ([], [])
     rows = []
     for prompt in prompts:
         row = list(prompt.before)
