@@ -64,3 +64,16 @@ def test_resumed_to_the_last_bit(tmp_path):
     assert weights(again) == weights(whole)
     with pytest.raises(ValueError, match="optimizer='adamw'"):
         fit(model(), data(), steps=20, loss=squared_error, config=FitConfig(**SETTINGS), out=tmp_path / "whole")
+
+
+def test_convolutions_are_matrices_and_patch_embeddings_are_not():
+    net = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 2, 1)).double()
+    optimizer = muon(net, 0.1, (0.9, 0.98), 0.0)
+    orthogonal = next(group for group in optimizer.param_groups if group["orthogonal"])
+    assert names(net, orthogonal) == {"1.weight", "2.weight"}
+    before = net[1].weight.detach().clone()
+    net(torch.randn(2, 3, 16, 16, dtype=torch.float64)).square().sum().backward()
+    gradient = net[1].weight.grad.clone()
+    optimizer.step()
+    step = (net[1].weight.detach() - before).flatten(1) / -0.1
+    torch.testing.assert_close(step, LIKE_ADAMW * 72**0.5 * orthogonalised(gradient.flatten(1)[None])[0])

@@ -14,7 +14,7 @@ from foveal.zoo import nano
 from foveal.zoo.nano import clip
 from foveal.zoo.nano.bpe import clip_tokenizer
 from foveal.zoo.nano.captions import EMOJI_EVERY, CaptionedScenes, corpus, emoji_names
-from foveal.zoo.nano.scenes import CLIP_WORLD, HELD_OUT_SEED, LLAVA_WORLD, SD_WORLD, DrawnScenes
+from foveal.zoo.nano.scenes import CLIP_LESSONS, CLIP_WORLD, HELD_OUT_SEED, LLAVA_WORLD, SD_WORLD, DrawnScenes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +56,7 @@ def test_drawn_scenes_need_a_seed_and_a_number(bad):
         DrawnScenes(CLIP_WORLD, **bad)
 
 
-@pytest.mark.parametrize("config", [CLIP_WORLD, LLAVA_WORLD, SD_WORLD])
+@pytest.mark.parametrize("config", [CLIP_WORLD, CLIP_LESSONS, LLAVA_WORLD, SD_WORLD])
 def test_no_novel_noun_is_in_the_training_worlds(config):
     assert not set(config.nouns) & set(NOVEL_NOUNS)
     assert not {"noise", "inverted", "grey", "sepia", "mosaic"} & set(config.styles)
@@ -113,26 +113,51 @@ def test_a_text_that_two_images_share_is_no_negative():
 
 
 def test_regions_pool_the_patches_under_their_box(trained):
-    part = nano.load("nano-clip", trained)
-    learner = clip.Learner(part.model, part.processor.tokenizer, clip.ClipTraining())
-    patches = torch.randn(1, 144, part.model.config.vision_config.hidden_size)
-    places = torch.arange(144)[None]
-    pooled, seen = learner.pool(patches, places, torch.tensor([[8.0, 16.0, 16.0, 24.0]]))  # patch 1 of row 2
-    tower = part.model.vision_model
-    expected = part.model.visual_projection(tower.post_layernorm(patches[:, 25]))
-    assert seen.all()
-    assert torch.allclose(pooled, expected, atol=1e-5)
-    assert not learner.pool(patches[:, :3], places[:, :3], torch.tensor([[8.0, 16.0, 16.0, 24.0]]))[1].any()
+    learner = learner_of(trained)
+    covered = learner.covered(torch.tensor([[8.0, 16.0, 16.0, 24.0], [4.0, 0.0, 12.0, 2.0]]))
+    assert covered[0].nonzero().flatten().tolist() == [25]  # patch 1 of row 2
+    assert covered[1].nonzero().flatten().tolist() == [0, 1]
+    assert covered[[0, 1, 1], [25, 0, 1]].tolist() == [1.0, 0.125, 0.125]
+    patches = torch.randn(2, 144, learner.clip.config.vision_config.hidden_size)
+    tower = learner.clip.vision_model
+    means = torch.stack([patches[0, 25], patches[1, :2].mean(0)])
+    expected = learner.clip.visual_projection(tower.post_layernorm(means))
+    assert torch.allclose(learner.pool(patches, covered), expected, atol=1e-5)
+
+
+def test_patches_of_things_stay_before_those_of_the_ground(trained, drawn):
+    things = torch.zeros(2, 144)
+    things[:, 30:40] = 1.0
+    learner = learner_of(trained, preference=1.0)
+    _, patches, places = learner.encode(torch.from_numpy(drawn.images[:2].copy()), 1 / 3, things)
+    assert patches.shape[:2] == places.shape == (2, 48)
+    for row in places.tolist():
+        assert len(set(row)) == 48
+        assert set(range(30, 40)) <= set(row)
+
+
+def learner_of(folder, **settings):
+    part = nano.load("nano-clip", folder)
+    return clip.Learner(part.model, part.processor.tokenizer, clip.ClipTraining(**settings))
 
 
 def test_all_patches_give_the_models_own_features(trained, drawn):
-    part = nano.load("nano-clip", trained)
-    learner = clip.Learner(part.model, part.processor.tokenizer, clip.ClipTraining())
+    learner = learner_of(trained)
     with torch.no_grad():
-        ours = learner.encode(torch.from_numpy(drawn.images[:2].copy()), 1.0)[0]
-        inputs = part.processor(images=list(drawn.images[:2]), return_tensors="pt")
-        theirs = part.model.get_image_features(**inputs).pooler_output
+        ours = learner.encode(torch.from_numpy(drawn.images[:2].copy()), 1.0, torch.zeros(2, 144))[0]
+        inputs = nano.load("nano-clip", trained).processor(images=list(drawn.images[:2]), return_tensors="pt")
+        theirs = learner.clip.get_image_features(**inputs).pooler_output
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_first_positions_tell_neighbours_from_strangers():
+    found = clip.waves((12, 12), 32)
+    assert found.shape == (144, 32)
+    distances = torch.cdist(found, found)
+    row, column = torch.arange(144) // 12, torch.arange(144) % 12
+    apart = (row[:, None] - row).abs() + (column[:, None] - column).abs()
+    means = [distances[apart == steps].mean() for steps in (1, 2, 4, 8)]
+    assert 0 < means[0] < means[1] < means[2] < means[3]
 
 
 def test_training_gives_a_standard_checkpoint(trained, drawn):
@@ -149,7 +174,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path, trained, mon
     """Stop after the first of two steps, go on: the same weights."""
     from foveal.train import fit
 
-    monkeypatch.setattr(clip, "fit", lambda *a, steps, **k: fit(*a, steps=steps, **{**k, "on": _Stopper()}))
+    monkeypatch.setattr(clip, "fit", lambda *args, **options: fit(*args, **options, on=_Stopper()))
     with pytest.raises(KeyboardInterrupt):
         clip.train(tmp_path / "nano-clip", tmp_path / "work", smoke=True)
     assert not (tmp_path / "nano-clip").exists()

@@ -1,4 +1,4 @@
-"""Muon for the matrices of linear layers, AdamW for everything else: about half the steps of AdamW for small models.
+"""Muon for linear layers and convolutions, AdamW for everything else: for small models that start from nothing.
 
 Method: Jordan et al., https://kellerjordan.github.io/posts/muon (2024). Step sizes as in Liu et al., "Muon is Scalable
 for LLM Training", arXiv:2502.16982, so that learning rate and weight decay mean what they mean for AdamW. torch's own
@@ -7,7 +7,7 @@ for LLM Training", arXiv:2502.16982, so that learning rate and weight decay mean
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ class MuonAdamW(torch.optim.AdamW):
     """Groups with ``orthogonal=True`` take Muon's step, the others AdamW's.
 
     Muon: B ← 0.95 B + g; W ← (1 − lr·decay) W − 0.2 √max(rows, columns) · lr · orthogonalised(g + 0.95 B).
+    A convolution's weight is a matrix with one row for each output channel.
     """
 
     @torch.no_grad()
@@ -49,10 +50,10 @@ class MuonAdamW(torch.optim.AdamW):
             ]
             torch._foreach_mul_(buffers, MOMENTUM)
             torch._foreach_add_(buffers, list(gradients))
-            updates = orthogonalised(gradients + MOMENTUM * torch.stack(buffers))
-            scale = LIKE_ADAMW * max(gradients.shape[1:]) ** 0.5
+            updates = orthogonalised((gradients + MOMENTUM * torch.stack(buffers)).flatten(2))
+            scale = LIKE_ADAMW * max(updates.shape[1:]) ** 0.5
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * scale)
+            torch._foreach_add_(parameters, list(updates.reshape(gradients.shape)), alpha=-group["lr"] * scale)
             for parameter in parameters:
                 parameter.grad = None
 
@@ -69,17 +70,24 @@ def orthogonalised(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
 
 
 def muon(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> MuonAdamW:
-    """Orthogonal steps for the weights of all linear layers that are not embedding tables as well.
+    """Orthogonal steps for the weights of linear layers and convolutions, embeddings of words and of patches excepted.
 
     Raises:
         ValueError: when the model has no trainable parameter.
     """
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)} - tables
+    matrices = {module.weight for module in model.modules() if _mixes(module)} - tables
     groups: list[dict[str, Any]] = []
     for group in parameter_groups(model, weight_decay):
         for orthogonal in (True, False):
-            chosen = [parameter for parameter in group["params"] if (parameter in linear) == orthogonal]
+            chosen = [parameter for parameter in group["params"] if (parameter in matrices) == orthogonal]
             if chosen:
                 groups.append({**group, "params": chosen, "orthogonal": orthogonal})
     return MuonAdamW(groups, lr=lr, betas=betas)
+
+
+def _mixes(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Is its weight a matrix that maps features to features? That of a patch embedding maps pixels."""
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) or module.kernel_size != module.stride
+    return isinstance(module, nn.Linear)

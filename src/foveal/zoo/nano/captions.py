@@ -57,7 +57,7 @@ class CaptionedScenes(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is out of range for length {self.length}")
-        rng = np.random.default_rng((self.scenes.seed, index))
+        rng = np.random.default_rng((self.scenes.seed, index, 5))  # (seed, i) alone is how scene i was laid out
         if index % EMOJI_EVERY == EMOJI_EVERY - 1:
             return self._named(rng)
         number = index % len(self.scenes)

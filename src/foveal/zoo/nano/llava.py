@@ -37,7 +37,7 @@ from foveal.zoo.nano.conversations import CAPTIONS, EVERYTHING, clip_exchanges, 
 from foveal.zoo.nano.films import DrawnFilms
 from foveal.zoo.nano.lessons import Lessons, Writer, branch_mask
 from foveal.zoo.nano.scenes import LLAVA_WORLD, DrawnScenes
-from foveal.zoo.nano.training import TrainingRecord, check_destination, publish_checkpoint
+from foveal.zoo.nano.training import TrainingRecord, check_destination, loss_curve, publish_checkpoint
 from foveal.zoo.quiet import quiet_loading
 
 ANSWER_TOKENS = 100
@@ -187,8 +187,8 @@ class Course:
     settings: LlavaTraining
     work: Path
 
-    def take(self, number: int, every: int = 20) -> list[tuple[int, float]]:
-        """Stage ``number``; its loss as (step, mean over ``every`` steps)."""
+    def take(self, number: int) -> list[tuple[int, float]]:
+        """Stage ``number``; its loss curve."""
         stage = self.settings.stages[number]
         self.model.model.vision_tower.requires_grad_(stage.tower)
         config = FitConfig(
@@ -201,9 +201,7 @@ class Course:
         )
         out = self.work / stage.name
         report = fit(self.model, self.lessons(number), steps=stage.steps, loss=answer_loss, config=config, out=out)
-        every = min(every, stage.steps)
-        ends = range(every, stage.steps + 1, every)
-        return [(end, round(sum(report.losses[end - every : end]) / every, 5)) for end in ends]
+        return loss_curve(report.losses)
 
     def lessons(self, number: int) -> Lessons:
         stage, settings = self.settings.stages[number], self.settings

@@ -32,6 +32,12 @@ STYLES = ("flat",) * 7 + ("cartoon", "night", "fog", "blur", "sketch")
 
 CLIP_WORLD = WorldConfig(size=96, things=(1, 4), nouns=BASE_NOUNS, styles=STYLES, writing=0.1, scripts=("latin",))
 """No novel noun is ever drawn or named in it, so that zero-shot classification of novel classes means something."""
+CLIP_LESSONS = replace(
+    CLIP_WORLD,
+    styles=("flat",) * 9 + ("sketch",) * 3 + ("cartoon", "night", "fog", "blur") * 2,
+    tint=0.2,
+)
+"""What nano-clip is trained on: the same world with more of what is rare in it and hard to recognise."""
 LLAVA_WORLD = replace(CLIP_WORLD, imbalance=0.6, companions=0.7, repeats=0.3)
 """Nouns of a long tail among their natural companions: what makes a model see what is usually there."""
 _DRAWABLE = (

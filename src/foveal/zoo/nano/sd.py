@@ -7,7 +7,6 @@ scenes (kept in the user's cache), U-Net with text encoder (`sd_unet`). The text
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from foveal.zoo.nano import folder
 from foveal.zoo.nano.scenes import SD_WORLD, DrawnScenes
 from foveal.zoo.nano.sd_autoencoder import Latents, encode_scenes, train_autoencoder
 from foveal.zoo.nano.sd_unet import CaptionedLatents, Denoiser, build_scheduler, build_unet, train_denoiser
-from foveal.zoo.nano.training import TrainingRecord, check_destination, publish_checkpoint
+from foveal.zoo.nano.training import TrainingRecord, check_destination, loss_curve, publish_checkpoint
 from foveal.zoo.quiet import quiet_loading
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def train(out: Path, work: Path, smoke: bool = False, text: Path | None = None) 
     scheduler = build_scheduler()
     denoiser, second = _denoiser(scenes, latents, text_encoder, tokenizer, scheduler, settings, work)
     pipeline = assemble(autoencoder, denoiser, tokenizer, scheduler)
-    curves = {"autoencoder": _curve(first), "denoising": _curve(second)}
+    curves = {"autoencoder": loss_curve(first.losses), "denoising": loss_curve(second.losses)}
     seconds = time.monotonic() - start
     record = TrainingRecord("nano-sd", "foveal train nano-sd", asdict(settings), DATA, LIMITS, seconds, curves)
     return publish_checkpoint(out, pipeline.save_pretrained, record)
@@ -133,11 +132,3 @@ def _denoiser(
     denoiser = Denoiser(unet, text_encoder, settings.average)
     batches = CaptionedLatents(scenes, latents, tokenizer, len(scheduler.alphas_cumprod), settings)
     return denoiser, train_denoiser(denoiser, batches, scheduler, settings, work / f"unet-{latents.digest}")
-
-
-def _curve(report: FitReport, points: int = 200) -> list[tuple[int, float]]:
-    """(step, mean loss since the point before), steps before a resume included."""
-    losses: Sequence[float] = report.losses
-    every = max(1, len(losses) // points)
-    ends = range(every, len(losses) + 1, every)
-    return [(end, round(sum(losses[end - every : end]) / every, 5)) for end in ends]

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,20 +18,11 @@ RECORD = "training.json"
 PACKAGES = ("foveal", "torch", "transformers", "diffusers", "tokenizers")
 
 
-class Curves:
-    """Receives what `foveal.train.fit` records, as its ``on``; a value is kept as the mean over ``every`` steps."""
-
-    def __init__(self, seed: int = 0, every: int = 20) -> None:
-        self.seed, self.every = seed, every
-        self.values: dict[str, list[tuple[int, float]]] = {}
-        self._open: dict[str, list[float]] = {}
-
-    def record(self, name: str, value: float, step: int) -> None:
-        values = self._open.setdefault(name, [])
-        values.append(value)
-        if len(values) == self.every:
-            self.values.setdefault(name, []).append((step + 1, round(sum(values) / len(values), 5)))
-            values.clear()
+def loss_curve(losses: Sequence[float], points: int = 200) -> list[tuple[int, float]]:
+    """(step, mean loss since the point before) at about so many points; `FitReport.losses` spans resumed runs."""
+    every = max(1, len(losses) // points)
+    ends = range(every, len(losses) + 1, every)
+    return [(end, round(sum(losses[end - every : end]) / every, 5)) for end in ends]
 
 
 @dataclass(frozen=True)
