@@ -48,6 +48,7 @@ class Thin(PrefillReducer):
         self.share, self.positions = share, "original" if kind.multi_axis else "compact_first"
 
     def annotate(self, features, arguments):
+        assert isinstance(arguments["pixel_values"], torch.Tensor)  # by name, however the model passed it
         for feature in features:
             feature.seen = len(feature)
 

@@ -63,7 +63,7 @@ class LayerInput:
     features: list[Tensor] | None
     """Per image: the very tensors of ``get_image_features(...).pooler_output``, in the order of their placeholders."""
     spend: Callable[[int], None] = lambda flops: None
-    """Takes the FLOPs that the ranking costs, for the report."""
+    """Takes FLOPs that the ranking costs, for the report; `queries_and_keys` accounts for its own."""
     previous: "LayerInput | None" = None
     """What the layer before processed, for reducers with ``looks_back``."""
 
@@ -105,9 +105,8 @@ class LayerInput:
         if rows is not None:
             x, cos, sin = x[rows], cos[rows], sin[rows]
         query = _rotate(_heads(attention, "q", x), cos, sin)
-        heads, n_queries, width = query.shape
-        self.spend(2 * x.shape[-1] * (key.numel() + query.numel()) + 2 * heads * n_queries * key.shape[1] * width)
-        usual = width**-0.5
+        self.spend(2 * x.shape[-1] * (key.numel() + query.numel()))
+        usual = query.shape[-1] ** -0.5
         scaling = getattr(attention, "scaling", usual)
         return query if math.isclose(scaling, usual) else query * (scaling / usual), key
 

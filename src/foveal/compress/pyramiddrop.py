@@ -129,6 +129,7 @@ class PyramidDrop(PrefillReducer):
         if not len(rows):
             return None
         query, key = step.queries_and_keys(sample, rows.to(step.hidden.device))
+        step.spend(2 * query.numel() * key.shape[1])
         visible = torch.arange(len(places), device=places.device) <= rows[:, None]
         scores = instruction_attention(query, key, visible.to(query.device)).to(places.device)
         return places[select_image_tokens(scores, is_image.nonzero()[:, 0], keep)]

@@ -158,7 +158,7 @@ class PrefillReducer:
         def get_image_features(*args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
             features = list(output.pooler_output)
-            self.annotate(features, kwargs)
+            self.annotate(features, {**_named(original, args), **kwargs})
             if isinstance(self._pass, Prefill):
                 self._pass.features = features
             return output
@@ -199,7 +199,7 @@ class PrefillReducer:
     def _before_base(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         anatomy = self.anatomy
         assert anatomy is not None
-        kwargs = {**_named(base, args), **kwargs}
+        kwargs = {**_named(base.forward, args), **kwargs}
         cache, ids = cache_in(kwargs), kwargs.get("input_ids")
         if getattr(cache, "is_compileable", False):
             raise ValueError("past_key_values is a static cache, its layers cannot differ in length; use DynamicCache")
@@ -224,7 +224,7 @@ class PrefillReducer:
             renumber.get(self.positions, lambda layer: False),
             self.looks_back,
         )
-        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        encoded = _encoded(kwargs).get("image")
         self._pass.features = None if encoded is None else list(encoded.pooler_output)
 
     def _before_layer(self, number: int, layer: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
@@ -268,9 +268,14 @@ def _cached_length(kwargs: Mapping[str, Any]) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def _named(base: nn.Module, args: tuple) -> dict[str, Any]:
-    """Positional arguments of a forward pass by their names."""
-    return dict(zip(inspect.signature(base.forward).parameters, args, strict=False))
+def _named(function: Callable, args: tuple) -> dict[str, Any]:
+    """Positional arguments by their names."""
+    return dict(zip(inspect.signature(function).parameters, args, strict=False))
+
+
+def _encoded(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What generation has encoded before the prefill, by kind."""
+    return kwargs.get("mm_encoder_outputs") or {}
 
 
 def _padding(mask: Any, ids: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
@@ -285,9 +290,8 @@ def _padding(mask: Any, ids: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
 
 def _check_pictures(anatomy: Anatomy, ids: Int[Tensor, "b l"], kwargs: Mapping[str, Any]) -> None:
     """Pictures and their placeholders come together."""
-    encoded = (kwargs.get("mm_encoder_outputs") or {}).values()
     pictures = [value for name, value in kwargs.items() if name.startswith(("pixel_values", "image_hidden"))]
-    given = any(value is not None and len(value) for value in [*pictures, *encoded])
+    given = any(value is not None and len(value) for value in [*pictures, *_encoded(kwargs).values()])
     marked = bool(torch.isin(ids, torch.tensor(anatomy.placeholders, device=ids.device)).any())
     if given and not marked:
         raise ValueError(
