@@ -127,8 +127,13 @@ def test_a_checkpoint_of_another_model_or_damaged_is_refused_and_changes_nothing
 
 def test_a_longer_run_may_go_on(tmp_path):
     run(steps=5, out=tmp_path)
+    file = tmp_path / "step-00000005" / "state.json"
+    state = json.loads(file.read_text())
+    assert 0 < state["seconds"] < 60
+    file.write_text(json.dumps({**state, "seconds": 1000.0}))
     report, _ = run(steps=8, out=tmp_path)
     assert (report.steps, report.resumed_from) == (8, 5)
+    assert 1000 < report.seconds_in_all < 1060
 
 
 def test_accumulation_equals_the_big_batch():

@@ -224,7 +224,8 @@ def test_a_stopped_training_goes_on_and_repeats_no_finished_stage(weights, tmp_p
     monkeypatch.setattr(nano_llava, "answer_loss", losing)
     with pytest.raises(KeyboardInterrupt):
         nano_llava.train(tmp_path / "out", tmp_path / "work", smoke=True)
-    assert latest_checkpoint(tmp_path / "work" / "align").name == "step-00000001"
+    (run,) = (tmp_path / "work").iterdir()
+    assert latest_checkpoint(run / "align").name == "step-00000001"
     assert not (tmp_path / "out").exists()
     resumed = nano_llava.train(tmp_path / "out", tmp_path / "work", smoke=True)
     assert len(seen) == 3 + 10  # the second stage alone, which had no checkpoint yet

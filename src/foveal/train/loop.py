@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class FitReport:
         losses: mean loss of every step, the steps before a resume included.
         steps: finished steps.
         seconds: wall time of this call.
+        seconds_in_all: the calls before a resume included, up to the checkpoint that each left.
         samples_per_second: of this call, over all processes.
         peak_memory_bytes: by how much this process (or its CUDA memory) grew at most.
         flops: of all steps and processes, taking every step to cost what the first one did (see `Meter`).
@@ -53,6 +55,7 @@ class FitReport:
     peak_memory_bytes: int
     flops: int
     resumed_from: int = 0
+    seconds_in_all: float = 0.0
 
 
 def fit(
@@ -185,6 +188,7 @@ class _Run:
         self.losses: list[float] = []
         self.flops_per_step = 0  # unknown before the first step
         self.seen = 0  # samples of this process in this call
+        self.started = time.perf_counter()  # moved back by what earlier calls took
         self._position: Any = None  # of a resumed stream
 
     @property
@@ -287,6 +291,7 @@ class _Run:
                 "run": self.fixed,
                 "world": self.world,
                 "flops_per_step": self.flops_per_step,
+                "seconds": time.perf_counter() - self.started,
                 "positions": positions,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
@@ -308,6 +313,7 @@ class _Run:
         check_same_run(folder, state, self.fixed, self.steps, self.world)
         self.losses = restore_tensors(folder, self.model, self.optimizer, tensors)
         self.flops_per_step = state["flops_per_step"]
+        self.started -= state.get("seconds", 0.0)
         self._position = state["positions"][self.rank] if len(state["positions"]) == self.world else None
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -321,4 +327,5 @@ class _Run:
             peak_memory_bytes=meter.peak_memory_bytes,
             flops=self.flops_per_step * self.done * self.world,
             resumed_from=resumed,
+            seconds_in_all=time.perf_counter() - self.started,
         )

@@ -9,7 +9,6 @@ those of the ground before those of things, which makes a step three times as fa
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,7 +79,6 @@ def train(out: Path, work: Path, smoke: bool = False) -> Path:
     settings = ClipTraining()
     if smoke:
         settings = replace(settings, scenes=32, steps=2, batch=8, width=32, layers=2, text_width=32, text_layers=1)
-    start = time.monotonic()
     data = CaptionedScenes(DrawnScenes(CLIP_LESSONS, settings.seed, settings.scenes), settings.steps * settings.batch)
     processor = build_processor(corpus(data.scenes), settings)
     learner = Learner(build_model(settings, processor.tokenizer), processor.tokenizer, settings)
@@ -96,9 +94,10 @@ def train(out: Path, work: Path, smoke: bool = False) -> Path:
         after_step=Learner.after_step,
     )
     report = fit(learner, data, steps=settings.steps, loss=Learner.loss, config=config, out=work)
-    seconds = time.monotonic() - start
     curves = {"loss": loss_curve(report.losses)}
-    record = TrainingRecord("nano-clip", "foveal train nano-clip", asdict(settings), DATA, LIMITS, seconds, curves)
+    record = TrainingRecord(
+        "nano-clip", "foveal train nano-clip", asdict(settings), DATA, LIMITS, report.seconds_in_all, curves
+    )
 
     def save(folder: Path) -> None:
         learner.clip.half().save_pretrained(folder)

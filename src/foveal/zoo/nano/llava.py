@@ -8,8 +8,6 @@ little of where in the picture a patch is, which boxes and relations are about.
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from operator import itemgetter
@@ -30,14 +28,14 @@ from transformers import (
     LlavaProcessor,
 )
 
-from foveal.train import FitConfig, fit
+from foveal.train import FitConfig, FitReport, fit
 from foveal.zoo import nano
 from foveal.zoo.nano.chat import build_processor, build_tokenizer
 from foveal.zoo.nano.conversations import CAPTIONS, EVERYTHING, clip_exchanges, exchanges
 from foveal.zoo.nano.films import DrawnFilms
 from foveal.zoo.nano.lessons import Lessons, Writer, branch_mask
 from foveal.zoo.nano.scenes import LLAVA_WORLD, DrawnScenes
-from foveal.zoo.nano.training import TrainingRecord, check_destination, loss_curve, publish_checkpoint
+from foveal.zoo.nano.training import TrainingRecord, check_destination, digest, loss_curve, publish_checkpoint
 from foveal.zoo.quiet import quiet_loading
 
 ANSWER_TOKENS = 100
@@ -71,8 +69,8 @@ class LlavaTraining:
     scenes: int = 36_000
     films: int = 1500
     stages: tuple[Stage, ...] = (
-        Stage("align", 400, 1e-3, "captions"),
-        Stage("instruct", 3200, 1e-3, tower=True),
+        Stage("align", 200, 3e-3, "captions"),
+        Stage("instruct", 1300, 2e-3, tower=True),
     )
     rows: int = 16
     budget: int = 200
@@ -109,15 +107,15 @@ def train(out: Path, work: Path, smoke: bool = False) -> Path:
     check_destination(out)
     settings = SMOKE if smoke else LlavaTraining()
     clip = nano.folder("nano-clip")
-    start = time.monotonic()
     scenes = DrawnScenes(LLAVA_WORLD, settings.seed, settings.scenes)
     films = DrawnFilms(LLAVA_WORLD, settings.seed, settings.films)
     model, processor = build(clip, corpus(scenes, films), settings)
-    digest = hashlib.sha256((clip / "model.safetensors").read_bytes()).hexdigest()
+    work = work / digest(clip)[:16]  # on another nano-clip it is another run
     course = Course(model, Writer(processor, model.config.image_seq_length), scenes, films, settings, work)
-    curves = {f"{stage.name} loss": course.take(number) for number, stage in enumerate(settings.stages)}
-    seconds = time.monotonic() - start
-    config = {**asdict(settings), "nano-clip": digest}
+    reports = {f"{stage.name} loss": course.take(number) for number, stage in enumerate(settings.stages)}
+    curves = {name: loss_curve(report.losses) for name, report in reports.items()}
+    seconds = sum(report.seconds_in_all for report in reports.values())
+    config = {**asdict(settings), "nano-clip": digest(clip)}
     record = TrainingRecord("nano-llava", "foveal train nano-llava", config, DATA, LIMITS, seconds, curves)
 
     def save(folder: Path) -> None:
@@ -187,21 +185,22 @@ class Course:
     settings: LlavaTraining
     work: Path
 
-    def take(self, number: int) -> list[tuple[int, float]]:
-        """Stage ``number``; its loss curve."""
+    def take(self, number: int) -> FitReport:
+        """Stage ``number``."""
         stage = self.settings.stages[number]
         self.model.model.vision_tower.requires_grad_(stage.tower)
         config = FitConfig(
             lr=stage.lr,
             batch_size=1,  # a sample is a batch
             weight_decay=self.settings.weight_decay,
+            optimizer="muon",
+            seed=self.settings.seed,
             save_every=50,
             keep=1,
             collate=itemgetter(0),
         )
         out = self.work / stage.name
-        report = fit(self.model, self.lessons(number), steps=stage.steps, loss=answer_loss, config=config, out=out)
-        return loss_curve(report.losses)
+        return fit(self.model, self.lessons(number), steps=stage.steps, loss=answer_loss, config=config, out=out)
 
     def lessons(self, number: int) -> Lessons:
         stage, settings = self.settings.stages[number], self.settings

@@ -6,7 +6,6 @@ scenes (kept in the user's cache), U-Net with text encoder (`sd_unet`). The text
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from foveal.data.world.config import WorldConfig
-from foveal.train import FitReport
 from foveal.zoo.nano import folder
 from foveal.zoo.nano.scenes import SD_WORLD, DrawnScenes
-from foveal.zoo.nano.sd_autoencoder import Latents, encode_scenes, train_autoencoder
+from foveal.zoo.nano.sd_autoencoder import encode_scenes, train_autoencoder
 from foveal.zoo.nano.sd_unet import CaptionedLatents, Denoiser, build_scheduler, build_unet, train_denoiser
-from foveal.zoo.nano.training import TrainingRecord, check_destination, loss_curve, publish_checkpoint
+from foveal.zoo.nano.training import TrainingRecord, check_destination, digest, loss_curve, publish_checkpoint
 from foveal.zoo.quiet import quiet_loading
 
 if TYPE_CHECKING:
@@ -78,7 +76,7 @@ def train(out: Path, work: Path, smoke: bool = False, text: Path | None = None) 
         text: folder of the ``CLIPModel`` and tokenizer that the text encoder begins as; the shipped nano-clip if None.
     """
     check_destination(out)
-    settings, start = SdTraining(), time.monotonic()
+    settings = SdTraining()
     if smoke:
         settings = replace(
             settings, scenes=32, autoencoder_steps=2, steps=2, autoencoder_batch=4, batch=4, unet_widths=(16, 16, 32)
@@ -92,11 +90,16 @@ def train(out: Path, work: Path, smoke: bool = False, text: Path | None = None) 
     latents = encode_scenes(autoencoder, scenes)
     autoencoder.register_to_config(scaling_factor=latents.scale)
     scheduler = build_scheduler()
-    denoiser, second = _denoiser(scenes, latents, text_encoder, tokenizer, scheduler, settings, work)
+    unet = build_unet(settings, latents, text_encoder.config.hidden_size)
+    denoiser = Denoiser(unet, text_encoder, settings.average)
+    batches = CaptionedLatents(scenes, latents, tokenizer, len(scheduler.alphas_cumprod), settings)
+    place = work / f"unet-{latents.digest}-{digest(source)[:16]}"  # other latents, other texts: another run
+    second = train_denoiser(denoiser, batches, scheduler, settings, place)
     pipeline = assemble(autoencoder, denoiser, tokenizer, scheduler)
     curves = {"autoencoder": loss_curve(first.losses), "denoising": loss_curve(second.losses)}
-    seconds = time.monotonic() - start
-    record = TrainingRecord("nano-sd", "foveal train nano-sd", asdict(settings), DATA, LIMITS, seconds, curves)
+    seconds = first.seconds_in_all + second.seconds_in_all
+    config = {**asdict(settings), "nano-clip": digest(source)}
+    record = TrainingRecord("nano-sd", "foveal train nano-sd", config, DATA, LIMITS, seconds, curves)
     return publish_checkpoint(out, pipeline.save_pretrained, record)
 
 
@@ -116,19 +119,3 @@ def assemble(
         "feature_extractor": None,
     }
     return StableDiffusionPipeline(**parts, requires_safety_checker=False)
-
-
-def _denoiser(
-    scenes: DrawnScenes,
-    latents: Latents,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    scheduler: DDIMScheduler,
-    settings: SdTraining,
-    work: Path,
-) -> tuple[Denoiser, FitReport]:
-    """The second stage. Its folder bears the digest of the latents: those of another autoencoder are another run."""
-    unet = build_unet(settings, latents, text_encoder.config.hidden_size)
-    denoiser = Denoiser(unet, text_encoder, settings.average)
-    batches = CaptionedLatents(scenes, latents, tokenizer, len(scheduler.alphas_cumprod), settings)
-    return denoiser, train_denoiser(denoiser, batches, scheduler, settings, work / f"unet-{latents.digest}")

@@ -25,11 +25,17 @@ def loss_curve(losses: Sequence[float], points: int = 200) -> list[tuple[int, fl
     return [(end, round(sum(losses[end - every : end]) / every, 5)) for end in ends]
 
 
+def digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
 @dataclass(frozen=True)
 class TrainingRecord:
     """What a checkpoint says of its own making; its model card is drawn from this.
 
-    ``config`` holds every setting that shaped the weights, ``curves`` (step, value) pairs by name.
+    ``config`` holds every setting that shaped the weights, ``curves`` (step, value) pairs by name, ``seconds`` the wall
+    time of all training steps.
     """
 
     name: str
