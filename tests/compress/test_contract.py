@@ -1,4 +1,5 @@
 import copy
+import inspect
 import re
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 from foveal.compress.runtime import PrefillReducer
 
@@ -39,9 +41,8 @@ def llava() -> Kind:
 
 def generate(model, inputs, new=4, **options):
     """Greedy unless told otherwise; every row makes ``new`` tokens."""
-    model.generation_config.eos_token_id = None
     asked = {"max_new_tokens": new, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-    asked["suppress_tokens"] = [IMAGE, VIDEO]
+    asked |= {"suppress_tokens": [IMAGE, VIDEO], "eos_token_id": VIDEO}
     return model.generate(**inputs, **{**asked, **options})
 
 
@@ -293,7 +294,12 @@ def test_sampling_beams_and_lookup(pair):
     inputs = kind.singles(model)[1]
     with case.build(kind).attached(model):
         greedy = generate(model, inputs, new=6).sequences
-        assert torch.equal(generate(model, inputs, new=6, prompt_lookup_num_tokens=2).sequences, greedy)
+        lookup = {"new": 6, "prompt_lookup_num_tokens": 2}
+        if "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters:
+            assert torch.equal(generate(model, inputs, **lookup).sequences, greedy)
+        else:  # an older transformers that crops to a length
+            with pytest.raises(ValueError, match="crop by a number of tokens"):
+                generate(model, inputs, **lookup)
         torch.manual_seed(0)
         assert len(generate(model, inputs, do_sample=True, num_return_sequences=3).sequences) == 3
         beams = [generate(model, single, num_beams=3).sequences for single in kind.singles(model)]

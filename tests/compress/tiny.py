@@ -11,7 +11,8 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-LAYERS, PAD, EOS, IMAGE, VIDEO, VOCABULARY = 6, 0, 1, 90, 91, 96
+LAYERS, VOCABULARY = 6, 96
+PAD, EOS, IMAGE, VIDEO, VISION_START, VISION_END = 0, 1, 90, 91, 92, 93
 SIDE, PATCH = 16, 4
 TEXT = {
     "hidden_size": 32,
@@ -73,12 +74,16 @@ class Kind:
         counts = iter(image_counts(self.name, images))
         row: list[int] = []
         for part in parts:
-            row += [IMAGE] * next(counts) if isinstance(part, tuple) else text(part, rng)
+            row += self.placeholders(next(counts)) if isinstance(part, tuple) else text(part, rng)
         ids = torch.tensor([row])
         inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.multi_axis:
             inputs["mm_token_type_ids"] = (ids == IMAGE).int()
         return inputs
+
+    def placeholders(self, count: int) -> list[int]:
+        """What the prompt has in the place of an image."""
+        return [VISION_START, *[IMAGE] * count, VISION_END] if self.multi_axis else [IMAGE] * count
 
     def singles(self, model: Any) -> list[dict[str, Any]]:
         """One image, two images of different sizes, none; texts of different lengths."""
@@ -244,8 +249,8 @@ def _qwen(config_class, model_class, vision):
         text_config={**TEXT, "rope_parameters": rope},
         image_token_id=IMAGE,
         video_token_id=VIDEO,
-        vision_start_token_id=92,
-        vision_end_token_id=93,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
     )
     return model_class(config)
 

@@ -36,12 +36,19 @@ class ReducedPrompt:
     shift: list[Int[Tensor, " b"] | None]
 
     def later(self, cache: Any) -> int:
-        """Tokens stored after the prompt. ValueError when a crop has cut into the prompt itself."""
-        layer, valid = next((layer, valid) for layer, valid in enumerate(self.valid) if valid is not None)
-        later = cache.layers[layer].get_seq_length() - valid.shape[1]
-        if later < 0:
-            raise ValueError("past_key_values was cropped into its reduced prompt; run the prompt again")
-        return later
+        """Tokens stored after the prompt. ValueError when a crop has cut into the prompt itself.
+
+        Cropping takes the same number of tokens off every layer. Before transformers 5.24 speculative decoding crops to
+        an absolute length instead, which cannot be right for layers that differ.
+        """
+        prompt = [self.columns if valid is None else valid.shape[1] for valid in self.valid]
+        later = {layer.get_seq_length() - own for layer, own in zip(cache.layers, prompt, strict=True)}
+        if len(later) > 1 or min(later) < 0:
+            raise ValueError(
+                "past_key_values was cropped into its reduced prompt; run the prompt again, and crop by a number of "
+                "tokens, not to a length"
+            )
+        return later.pop()
 
 
 def remember(cache: Any, prompt: ReducedPrompt) -> None:
@@ -70,7 +77,8 @@ class _CountsInFull:
         stored = super().get_seq_length(layer_idx)  # type: ignore[misc]
         if prompt is None or layer_idx != 0 or stored == 0:
             return stored
-        return prompt.columns + prompt.later(self)
+        assert prompt.valid[0] is not None
+        return prompt.columns + stored - prompt.valid[0].shape[1]
 
 
 class Continuation:
