@@ -288,12 +288,15 @@ def test_bad_matching(call, message):
         call()
 
 
-def test_a_matcher_in_training_is_refused():
+def test_dropout_is_refused():
     blip().train()
     try:
+        BlipMatcher(blip(), 1)(PIXELS, IDS, MASK)  # it has none
+        blip().text_encoder.encoder.layer[0].output.dropout.p = 0.1
         with pytest.raises(ValueError, match="eval"):
-            BlipMatcher(blip(), 1)
+            BlipMatcher(blip(), 1)(PIXELS, IDS, MASK)
     finally:
+        blip().text_encoder.encoder.layer[0].output.dropout.p = 0.0
         blip().eval()
 
 

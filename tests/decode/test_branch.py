@@ -122,6 +122,15 @@ def test_a_new_generation_reads_its_prompt_again():
     assert branch.logits(said([5], [6], [7])).shape == (3, 64)
 
 
+def test_the_prompt_alone_is_never_answered_from_memory():
+    host = language_model()
+    branch = ContrastBranch(host, {"input_ids": PROMPT})
+    before = branch.logits(said([]))
+    torch.nn.init.ones_(host.lm_head.weight)  # the model has been trained in between
+    torch.testing.assert_close(branch.logits(said([])), expected(host, []))
+    assert not torch.allclose(before, expected(host, []))
+
+
 def test_rows_of_several_prompts_do_not_mix():
     """Both prompts say the same: each row must go on from its own."""
     host = language_model()
@@ -160,7 +169,6 @@ def test_a_pass_that_breaks_off_leaves_nothing_half_done():
     with pytest.raises(ZeroDivisionError):
         branch.logits(said([10]))
     layer.remove()
-    branch.logits(said([]))
     torch.testing.assert_close(branch.logits(said([10])), expected(host, [10]), atol=1e-5, rtol=1e-4)
 
 

@@ -236,6 +236,33 @@ def test_other_hooks_stay(case: Case, kind):
     assert len(calls) == processor.forwards
 
 
+class Adapted(torch.nn.Module):
+    """A model in the manner of PEFT: around it, with attributes that reach through."""
+
+    peft_config = "anything"
+
+    def __init__(self, host):
+        super().__init__()
+        self.base_model = host
+
+    def get_base_model(self):
+        return self.base_model
+
+    def __getattr__(self, name):
+        return self._modules["base_model"] if name in ("base_model", "model") else getattr(self.base_model, name)
+
+    def forward(self, *args, **kwargs):
+        return self.base_model(*args, **kwargs)
+
+
+@on(FEW)
+def test_a_wrapped_model(case: Case, kind):
+    host, inputs = model(kind), batch(kind)
+    scores = torch.zeros(2, 64)
+    wrapped = case.build(Adapted(host), inputs)(inputs["input_ids"], scores)
+    assert torch.equal(wrapped, case.build(host, inputs)(inputs["input_ids"], scores))
+
+
 @pytest.mark.parametrize("kind", FEW)
 def test_decoders_compose(kind):
     """In one list they apply in turn; together they share their passes and say the same."""

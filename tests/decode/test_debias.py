@@ -90,6 +90,7 @@ def test_estimator(mode):
     np.testing.assert_allclose(fitted.p_free_, mean / mean.sum())
     torch.testing.assert_close(fitted.predict_proba(p), post_hoc_debias(p, mean, mode))
     torch.testing.assert_close(fitted.predict_proba(p, none), post_hoc_debias(p, none, mode))  # sets in the call win
+    torch.testing.assert_close(fitted.predict_proba(p, mean), post_hoc_debias(p, mean, mode))
     assert torch.equal(fitted.predict(p), fitted.transform(p).argmax(-1))
     arrays = PostHocDebias(mode).fit(none.numpy(), unk.numpy())
     np.testing.assert_allclose(arrays.transform(p.numpy()), fitted.transform(p).numpy())

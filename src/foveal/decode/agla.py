@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.decode.base import (
     ContrastBranch,
@@ -153,14 +153,12 @@ class BlipMatcher:
         enc_token_id: id of [ENC], which the authors' BLIP puts in the place of [CLS] where it looks at the image;
             None leaves [CLS] there, as transformers does.
 
-    Raises ValueError for a model that is no such BLIP or in training, and for a layer that it does not have.
+    Raises ValueError for a model that is no such BLIP, and for a layer that it does not have.
     """
 
     def __init__(self, model: Any, layer: int = 6, enc_token_id: int | None = None) -> None:
         if not all(hasattr(model, part) for part in ("vision_model", "text_encoder", "itm_head", "vision_proj")):
             raise ValueError(f"model is a {type(model).__name__}: must be a BlipForImageTextRetrieval")
-        if model.training:
-            raise ValueError("model is in training, and its dropout would blur the map: call model.eval() first")
         layers = model.text_encoder.encoder.layer
         if not 0 <= layer < len(layers):
             raise ValueError(f"layer={layer}: must be in [0, {len(layers)}), the text layers of this BLIP")
@@ -171,13 +169,16 @@ class BlipMatcher:
     ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]:
         """Map of the patches and cosine of each image with the question next to it.
 
-        Works where gradients are switched off, and leaves none behind. ValueError unless there is a text per image.
+        Works where gradients are switched off, and leaves none behind. Raises ValueError unless there is a text for
+        each image, and for a model in training.
         """
         if len(pixel_values) != len(input_ids) or input_ids.shape != attention_mask.shape:
             raise ValueError(
                 f"pixel_values {tuple(pixel_values.shape)}, input_ids {tuple(input_ids.shape)} and attention_mask "
                 f"{tuple(attention_mask.shape)} must be B images with B texts: repeat the question for several images"
             )
+        if any(isinstance(part, nn.Dropout) and part.training and part.p for part in self.model.modules()):
+            raise ValueError("model is in training, and its dropout would blur the map: call model.eval() first")
         with torch.inference_mode(False):
             ids, mask = input_ids.clone(), attention_mask.clone()  # inference tensors cannot take part in a gradient
             with torch.no_grad():

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from foveal.decode.base_models import bare as bare
 from foveal.decode.base_models import check_has_images as check_has_images
 from foveal.decode.base_models import check_pictures as check_pictures
 from foveal.decode.base_models import image_features as image_features
@@ -79,6 +80,7 @@ class ContrastBranch:
     """
 
     def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
+        model = bare(model)
         self._prefill = Prefill.of(model, inputs)
         self._passes = Passes(model, [self._prefill])
 

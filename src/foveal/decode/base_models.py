@@ -31,6 +31,11 @@ BESIDE_PIXELS = {
 """By model type: what a processor must have said of the pictures, beside their pixels."""
 
 
+def bare(model: Any) -> Any:
+    """The model of transformers itself, looking through a PEFT wrapper, whose adapters sit inside it."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
 def image_token(model: Any) -> int:
     """Id of the token that stands in the prompt for an image feature; ValueError for a model without one."""
     token = getattr(model.config, "image_token_id", None)
@@ -107,7 +112,10 @@ def next_logits(
 def prompt_positions(
     model: Any, input_ids: Int[Tensor, "b t"] | None, mask: Int[Tensor, "b t"], inputs: dict[str, Tensor]
 ) -> Int[Tensor, "*axes b t"]:
-    """Positions that skip the padding; for models with several axes 4 × (B, T): text, then time, height and width."""
+    """Positions that skip the padding; for models with several axes 4 × (B, T): text, then time, height and width.
+
+    Given explicitly, they also keep Qwen's models from noting the offset of this prompt as that of the main pass.
+    """
     text = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
     base = _base(model)
     if not hasattr(base, "get_rope_index"):
@@ -128,7 +136,7 @@ def set_aside(model: Any) -> Iterator[None]:
     """Inside, the model is itself, without the token reducers of `foveal.compress` that may be attached to it.
 
     A reducer keeps notes on the tokens of the pass it last saw: those of ``generate``, which a pass of ours must not
-    overwrite. Qwen's models note the offset of their positions, which is put back too.
+    overwrite.
     """
     base = _base(model)
     saved: list[tuple[Any, dict[Any, Any]]] = []
@@ -138,7 +146,6 @@ def set_aside(model: Any) -> Iterator[None]:
             saved.append((notes, dict(notes)))
             for name in reducing:
                 del notes[name]
-    deltas = vars(base).get("rope_deltas")
     try:
         yield
     finally:
@@ -146,8 +153,6 @@ def set_aside(model: Any) -> Iterator[None]:
             for name in before:  # in the old order, in which hooks run
                 notes.pop(name, None)
             notes.update(before)
-        if "rope_deltas" in vars(base):
-            base.rope_deltas = deltas
 
 
 def _is_reducer(function: Callable[..., Any]) -> bool:
@@ -162,7 +167,7 @@ def _is_reducer(function: Callable[..., Any]) -> bool:
 
 def _base(model: Any) -> Any:
     """The model without its head, which owns vision tower, projector and language model."""
-    return getattr(model, "model", model)
+    return getattr(bare(model), "model", model)
 
 
 def _cache_keyword(model: Any) -> str:

@@ -91,28 +91,28 @@ class Passes:
     def logits(self, input_ids: Int[Tensor, "r t"], prefill: Prefill) -> Float[Tensor, "r v"]:
         """The next logits of one branch; another one that asks with the same tokens gets its rows of the same pass."""
         if self._rows is None or prefill in self._served or not torch.equal(self._ids, input_ids):
-            rows, self._rows = self._rows, None  # a pass that breaks off leaves a cache that nobody may go on with
+            rows, self._rows = self._rows, None  # a pass that breaks off leaves a cache that is no good
             self._rows = self._hear(rows, input_ids)
             self._ids, self._served = input_ids.clone(), []
         self._served.append(prefill)
         return self._rows.logits.chunk(len(self.prefills))[self.prefills.index(prefill)]
 
     def _hear(self, rows: Rows | None, ids: Int[Tensor, "r t"]) -> Rows:
-        prompt = self._prompt
-        if rows is None or len(ids) != len(self._ids) or ids.shape[1] <= prompt:
+        prompt, known = self._prompt, self._ids
+        goes_on = known is not None and len(ids) == len(known) and ids.shape[1] > prompt
+        if not goes_on or not torch.equal(ids[:, :prompt], known[:, :prompt]):
             return self._start(ids)
-        if not torch.equal(ids[:, :prompt], self._ids[:, :prompt]):
-            return self._start(ids)
-        old, new = self._ids[:, prompt:], ids[:, prompt:]
+        old, new = known[:, prompt:], ids[:, prompt:]
+        if rows is None:
+            return self._say(self._start(ids[:, :prompt]), new, 0)
         if torch.equal(new[:, : old.shape[1]], old) and new.shape[1] > old.shape[1]:
             return self._say(rows, new, old.shape[1])
         parents, common = self._shared_history(old, new)
         if common < old.shape[1] and not can_be_cut(rows.cache):
-            rows, common = self._start(ids[:, :prompt]), 0
-        else:
-            rows.cache.batch_select_indices(parents)
-            if common < old.shape[1]:
-                rows.cache.crop(common - old.shape[1])  # negative: so many tokens less, in every release
+            return self._say(self._start(ids[:, :prompt]), new, 0)
+        rows.cache.batch_select_indices(parents)
+        if common < old.shape[1]:
+            rows.cache.crop(common - old.shape[1])  # negative: so many tokens less, in every release
         return self._say(rows, new, common)
 
     def _start(self, ids: Int[Tensor, "r t"]) -> Rows:
@@ -120,11 +120,12 @@ class Passes:
         prompts = len(self.prefills[0].mask)
         if ids.ndim != 2 or len(ids) == 0 or len(ids) % prompts:
             raise ValueError(f"input_ids {tuple(ids.shape)} must be (R, T) with R a multiple of the {prompts} prompts")
-        self._prompt = ids.shape[1]
         text = [prefill for prefill in self.prefills if prefill.is_text]
         groups = [group for group in (text, *([x] for x in self.prefills if not x.is_text)) if group]
         self.forwards += len(groups)
-        return _below_each_other([_read(self.model, group, len(ids) // prompts) for group in groups])
+        rows = _below_each_other([_read(self.model, group, len(ids) // prompts) for group in groups])
+        self._prompt = ids.shape[1]
+        return rows
 
     def _say(self, rows: Rows, new: Int[Tensor, "r n"], heard: int) -> Rows:
         """Feed the tokens after the first ``heard`` ones to all branches."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from foveal.decode.base import (
     ContrastBranch,
     ContrastProcessor,
+    bare,
     check_alpha,
     check_beta,
     check_has_images,
@@ -101,6 +102,7 @@ def outlier_branch_inputs(
     Raises ValueError for a model whose image tokens are not patches that a CLS token looks at, an unknown ``heads``, a
     ``top_k`` beyond the tokens of an image, and prompts that do not fit the images.
     """
+    model = bare(model)
     if heads not in ("merged", "mean"):
         raise ValueError(f"heads={heads!r}: must be 'merged' or 'mean'")
     check_has_images(model, input_ids)

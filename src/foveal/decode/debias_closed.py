@@ -125,7 +125,9 @@ class PostHocDebias(TransformerMixin, BaseEstimator):
         What a pipeline passes as ``y``, None or B targets, is ignored. Raises ValueError without a set, and when sets
         differ in shape.
         """
-        sets = _without_targets(p_free)
+        sets = [_array(p) for p in p_free if p is not None]
+        if len(sets) > 1 and np.shape(sets[-1]) == (len(sets[0]),):
+            sets.pop()  # targets
         if not sets:
             raise ValueError("p_free has no set: fit on the label probabilities of image-free prompts, (B, K)")
         _is_diagonal(self.mode)
@@ -136,8 +138,11 @@ class PostHocDebias(TransformerMixin, BaseEstimator):
         return self
 
     def predict_proba(self, p: Any, *p_free: Any) -> Any:
-        """Calibrated scores (B, K) of label probabilities (B, K), by the given image-free sets or the fitted prior."""
-        sets = _without_targets(p_free)
+        """Calibrated scores (B, K) of label probabilities (B, K), by the given image-free sets or the fitted prior.
+
+        A set is (B, K), or (K,) for all samples.
+        """
+        sets = [_array(prior) for prior in p_free if prior is not None]
         if not sets:
             check_is_fitted(self, msg="no image-free probabilities: call fit(p_free) first, or pass p_free here")
             rows = validate_data(self, _array(p), dtype=np.float64, reset=False)
@@ -161,15 +166,8 @@ class PostHocDebias(TransformerMixin, BaseEstimator):
         return tags
 
 
-def _without_targets(sets: Sequence[Any]) -> list[Any]:
-    arrays = [_array(p) for p in sets if p is not None]
-    if len(arrays) > 1 and np.asarray(arrays[-1]).shape == np.asarray(arrays[0]).shape[:1]:
-        arrays.pop()
-    return arrays
-
-
-def _added(sets: Sequence[Any]) -> Float[Tensor, "b k"]:
-    arrays = [check_array(p, dtype=np.float64) for p in sets]
+def _added(sets: Sequence[Any]) -> Float[Tensor, "*b k"]:
+    arrays = [check_array(p, dtype=np.float64, ensure_2d=False) for p in sets]
     if len({p.shape for p in arrays}) > 1:
         raise ValueError(f"p_free has sets of {[p.shape for p in arrays]}: all must be (B, K) alike")
     for p in arrays:
