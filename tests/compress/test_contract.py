@@ -92,17 +92,18 @@ def test_keeping_everything_changes_no_bit(pair, attention):
     case, kind = pair
     model = kind.model(attention=attention)
     inputs = join(kind, *kind.singles(model))
+    several = join(kind, *searchable(model, kind))
     plain, reducer = generate(model, inputs), case.keep_all(kind)
     with reducer.attached(model):
         kept = generate(model, inputs)
-        beams = generate(model, inputs, num_beams=2)
+        assert set(reducer.layer_lengths) == {inputs["input_ids"].shape[1]}
+        beams = generate(model, several, num_beams=2)
     assert torch.equal(plain.sequences, kept.sequences)
     assert all(torch.equal(*both) for both in zip(plain.logits, kept.logits, strict=True))
-    assert torch.equal(generate(model, inputs, num_beams=2).sequences, beams.sequences)
+    assert torch.equal(generate(model, several, num_beams=2).sequences, beams.sequences)
     for one, other in zip(cache_of(plain).layers, cache_of(kept).layers, strict=True):
         assert torch.equal(one.keys, other.keys)
         assert torch.equal(one.values, other.values)
-    assert set(reducer.layer_lengths) == {inputs["input_ids"].shape[1]}
 
 
 # Really shorter -------------------------------------------------------------------------------------------------------
@@ -288,22 +289,25 @@ def positions(model, mask):
     return (mask.cumsum(1) - 1 + model.model.rope_deltas).expand(3, -1, -1)
 
 
+def searchable(model, kind):
+    """Prompts for beam search; before transformers 5.24 it mixes up several images of a prompt."""
+    ordered = "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters
+    return kind.singles(model) if ordered else kind.singles(model)[::2]
+
+
 def test_sampling_beams_and_lookup(pair):
     case, kind = pair
     model = kind.model(dtype=torch.float64)
     inputs = kind.singles(model)[1]
     with case.build(kind).attached(model):
         greedy = generate(model, inputs, new=6).sequences
-        lookup = {"new": 6, "prompt_lookup_num_tokens": 2}
-        if "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters:
-            assert torch.equal(generate(model, inputs, **lookup).sequences, greedy)
-        else:  # an older transformers that crops to a length
-            with pytest.raises(ValueError, match="crop by a number of tokens"):
-                generate(model, inputs, **lookup)
+        if "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters:  # or it crops to a length
+            assert torch.equal(generate(model, inputs, new=6, prompt_lookup_num_tokens=2).sequences, greedy)
         torch.manual_seed(0)
-        assert len(generate(model, inputs, do_sample=True, num_return_sequences=3).sequences) == 3
-        beams = [generate(model, single, num_beams=3).sequences for single in kind.singles(model)]
-        batch = generate(model, join(kind, *kind.singles(model)), num_beams=3).sequences
+        singles = searchable(model, kind)
+        assert len(generate(model, singles[0], do_sample=True, num_return_sequences=3).sequences) == 3
+        beams = [generate(model, single, num_beams=3).sequences for single in singles]
+        batch = generate(model, join(kind, *singles), num_beams=3).sequences
         for row, alone in zip(batch, beams, strict=True):
             assert torch.equal(row[-4:], alone[0, -4:])
 

@@ -73,6 +73,9 @@ def test_images_and_their_tokens():
     features = [torch.zeros(1, 8), torch.zeros(2, 8), torch.zeros(2, 8)]
     step = LayerInput(0, None, torch.zeros(2, 4, 8), (), tokens, [3, 2], features)
     assert [(sample, places.tolist()) for sample, places in step.images()] == [(0, [1]), (0, [2, 3]), (1, [0, 1])]
+    step.features = [torch.zeros(4, 8), torch.zeros(1, 8)]
+    with pytest.raises(ValueError, match="other than its own number"):
+        step.images()
     step.features = features[:2]
     with pytest.raises(ValueError, match=r"5 image tokens, the images have 3 features.*no video"):
         step.images()
@@ -200,6 +203,8 @@ def test_a_cache_used_again_forgets():
         with reducer.attached(model):
             generate(model, image, past_key_values=cache)
             cache.reset()
+            if cache.get_seq_length():
+                pytest.skip("this version of transformers resets a cache to zeros of the same length")
             again = generate(model, text, past_key_values=cache)
         assert torch.equal(again.sequences, generate(model, text).sequences)
 

@@ -84,8 +84,15 @@ class LayerInput:
                 f"input_ids holds {len(places)} image tokens, the images have {sum(sizes)} features; pass images alone "
                 "(no video), through pixel_values"
             )
-        owners = samples.split(sizes)
-        return [(int(owner[0]), own) for owner, own in zip(owners, places.split(sizes), strict=True) if len(own)]
+        found = []
+        for owner, own in zip(samples.split(sizes), places.split(sizes), strict=True):
+            if len(owner.unique()) > 1:
+                raise ValueError(
+                    "an image has other than its own number of tokens; before transformers 5.24 beam search mixes up "
+                    "several images of a prompt: search without beams, or update"
+                )
+            found += [(int(owner[0]), own)] if len(own) else []
+        return found
 
     @torch.no_grad()
     def queries_and_keys(

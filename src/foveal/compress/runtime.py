@@ -47,6 +47,8 @@ class PrefillReducer:
     """Does `select` read ``step.previous``?"""
     reads_features = False
     """Does `select` read ``step.features``?"""
+    merges = False
+    """Does `select` write ``step.hidden``? Otherwise it runs without gradients."""
     positions = "compact"
 
     def __init__(self) -> None:
@@ -220,7 +222,7 @@ class PrefillReducer:
             ids,
             _padding(kwargs.get("attention_mask"), ids),
             self._labels,
-            self.select,
+            self.select if self.merges else torch.no_grad()(self.select),
             renumber.get(self.positions, lambda layer: False),
             self.looks_back,
         )
