@@ -1,5 +1,4 @@
 import copy
-from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -337,14 +336,9 @@ def test_a_model_where_it_cannot_work_is_told(case: Case):
         case.build(LlamaForCausalLM(LlamaConfig(**TEXT)), batch("llava"))
 
 
-class Careless(Case):
-    """A slow reference that forgets what was said: the contract must see it."""
-
-
-@pytest.mark.parametrize("fault", product(("weights", "beta"), FEW[:1]))
-def test_the_contract_can_be_broken(fault):
-    name, kind = fault
-    case = CASES[0]
+@pytest.mark.parametrize("name", ["weights", "beta"])
+def test_the_contract_can_be_broken(name):
+    case, kind = CASES[0], FEW[0]
     wrong = copy.copy(case)
     object.__setattr__(wrong, name, (2.0, -0.9) if name == "weights" else 0.5)
     with pytest.raises(AssertionError):

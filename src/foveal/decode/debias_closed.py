@@ -126,7 +126,7 @@ class PostHocDebias(TransformerMixin, BaseEstimator):
         differ in shape.
         """
         sets = [_array(p) for p in p_free if p is not None]
-        if len(sets) > 1 and np.shape(sets[-1]) == (len(sets[0]),):
+        if len(sets) > 1 and np.asarray(sets[-1]).shape == np.asarray(sets[0]).shape[:1]:
             sets.pop()  # targets
         if not sets:
             raise ValueError("p_free has no set: fit on the label probabilities of image-free prompts, (B, K)")
