@@ -40,8 +40,8 @@ from foveal.decode.base import (
     plausible_contrast,
 )
 
-Heads = Literal["merged", "mean"]
-Picture = tuple[int, Float[Tensor, "k d"]]
+_Heads = Literal["merged", "mean"]
+_Picture = tuple[int, Float[Tensor, "k d"]]
 """How many image tokens of the prompt it fills, and the few that stand for it in the branch."""
 
 
@@ -92,7 +92,7 @@ def outlier_branch_inputs(
     attention_mask: Int[Tensor, "b t"] | None = None,
     image_sizes: Int[Tensor, "n 2"] | None = None,
     top_k: int = 10,
-    heads: Heads = "merged",
+    heads: _Heads = "merged",
 ) -> dict[str, Tensor]:
     """``inputs_embeds`` (B, L, D) and ``attention_mask`` (B, L) of the prompts with k outliers for each image.
 
@@ -152,7 +152,7 @@ class DamroLogitsProcessor(ContrastProcessor):
         top_k: int = 10,
         alpha: float = 2.0,
         beta: float = 0.1,
-        heads: Heads = "merged",
+        heads: _Heads = "merged",
     ) -> None:
         check_alpha(alpha)
         check_beta(beta)
@@ -209,7 +209,7 @@ def _queries_and_keys(attention: Any) -> Iterator[dict[str, Float[Tensor, "tiles
 
 def _base_tiles(
     model: Any, features: list[Tensor], attended: Float[Tensor, "tiles n"], sizes: Tensor | None, k: int
-) -> list[Picture]:
+) -> list[_Picture]:
     """LLaVA: the outliers of each image. LLaVA-NeXT: those of its first tile, and a newline."""
     first = 1 if model.config.vision_feature_select_strategy == "full" else 0  # the CLS token's feature comes along
     newline = getattr(model.model, "image_newline", None)
@@ -233,7 +233,7 @@ def _tiles(config: Any, sizes: Tensor | None) -> list[int]:
 
 def _thumbnails(
     model: Any, features: list[Tensor], attended: Float[Tensor, "tiles n"], prompts: list[Tensor], k: int
-) -> list[Picture]:
+) -> list[_Picture]:
     """InternVL: the outliers of the last tile of each run of image tokens; a token has the attention of its patches."""
     side = round(attended.shape[1] ** 0.5)
     joined = model.model.pixel_shuffle(attended.view(-1, side, side, 1), model.config.downsample_ratio)
@@ -253,7 +253,7 @@ def _thumbnails(
     return pictures
 
 
-def _filled(model: Any, prompts: list[Int[Tensor, " t"]], pictures: list[Picture]) -> list[Float[Tensor, "l d"]]:
+def _filled(model: Any, prompts: list[Int[Tensor, " t"]], pictures: list[_Picture]) -> list[Float[Tensor, "l d"]]:
     """Embeddings of each prompt, with the pictures' few tokens in the place of all that they fill."""
     token, waiting = image_token(model), iter(pictures)
     error = _unlike(sum(count for count, _ in pictures), token)

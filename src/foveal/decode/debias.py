@@ -42,7 +42,7 @@ from foveal.decode.debias_closed import label_probs as label_probs
 from foveal.decode.debias_closed import post_hoc_debias as post_hoc_debias
 from foveal.decode.debias_closed import surface_forms as surface_forms
 
-ImageFree = Literal["none", "unk", "both"]
+_ImageFree = Literal["none", "unk", "both"]
 
 # Open answers ---------------------------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class DebiasLogitsProcessor(ContrastProcessor):
         model: Any,
         input_ids: Int[Tensor, "b t"],
         attention_mask: Int[Tensor, "b t"] | None = None,
-        mode: ImageFree = "both",
+        mode: _ImageFree = "both",
         alpha: float = 1.0,
         beta: float = 0.1,
         unk_token_id: int = 0,
@@ -139,10 +139,10 @@ def _debias_by_mean(scores: Tensor, *free: Tensor, alpha: float, beta: float) ->
 
 # Decoding settings ----------------------------------------------------------------------------------------------------
 
-Setting = dict[str, float | int | None]
+_Setting = dict[str, float | int | None]
 
 
-def decoding_grid() -> list[Setting]:
+def decoding_grid() -> list[_Setting]:
     """48 settings: temperature 1 without filters, then one knob at a time. None switches a filter off."""
     shares = [round(0.05 * i, 2) for i in range(1, 20)]
     knobs: list[tuple[str, list[Any]]] = [
@@ -150,11 +150,11 @@ def decoding_grid() -> list[Setting]:
         ("top_p", shares),
         ("top_k", [1, 2, 5, 10, 20, 50, 100, 200, 500]),
     ]
-    default: Setting = {"temperature": 1.0, "top_p": None, "top_k": None}
+    default: _Setting = {"temperature": 1.0, "top_p": None, "top_k": None}
     return [default, *({**default, name: value} for name, values in knobs for value in values)]
 
 
-def generate_options(setting: Setting) -> dict[str, Any]:
+def generate_options(setting: _Setting) -> dict[str, Any]:
     """A setting as arguments of ``generate``: "off" is said aloud, for a model may come with filters of its own."""
     top_p, top_k = setting["top_p"], setting["top_k"]
     return {
@@ -165,7 +165,7 @@ def generate_options(setting: Setting) -> dict[str, Any]:
     }
 
 
-def sweep_decoding(evaluate: Callable[[Setting], float], grid: Sequence[Setting] | None = None) -> dict[str, Any]:
+def sweep_decoding(evaluate: Callable[[_Setting], float], grid: Sequence[_Setting] | None = None) -> dict[str, Any]:
     """Score every setting: ``table`` of (setting, score), ``best`` and ``default`` of them, ``spread`` of the scores.
 
     The default is the first setting of the grid, the best the first with the largest score, the spread max − min.
