@@ -1,0 +1,208 @@
+"""Prefill and decoding with fewer visual tokens: ``python benchmarks/compress.py [--tokens 2880] [--chart FILE.png]``.
+
+A LLaVA with a decoder of SmolLM2-135M's size (random weights, float32) reads 576 or 2,880 image tokens and a short
+question. Every method processes about a quarter of the image tokens on average over the layers. "of the limit" is the
+speed-up of the prefill over the one that its decoder FLOPs allow. Rounds are interleaved, ratios are taken within a
+round, and the memory of every row comes from a process of its own.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LAYERS, HIDDEN, FEED_FORWARD, VOCABULARY, IMAGE = 30, 576, 1536, 49152, 49151
+TEXT_TOKENS, ANSWER_TOKENS = 32, 16
+
+
+def reducers(side: int) -> dict[str, Callable[[], Any]]:
+    """Name -> a reducer that keeps a quarter, mean over the layers; None is the model as it is."""
+    from foveal.compress.baselines import AveragePool, FastV, RandomDrop
+    from foveal.compress.pyramiddrop import PyramidDrop
+
+    last = (0.25 * LAYERS - 2) / (LAYERS - 2)
+    stages = (3, 10, 20)
+    first = (0.25 * LAYERS - 3) / (7 + 10 / 2 + 10 / 4)
+    return {
+        "unmodified": lambda: None,
+        "FastV": lambda: FastV(2, last),
+        "PyramidDrop": lambda: PyramidDrop(stages, (first, first / 2, first / 4)),
+        "random tokens": lambda: RandomDrop((0,), (0.25,)),
+        "average pooling": lambda: AveragePool(side // 2),
+    }
+
+
+def build(tokens: int) -> tuple[Any, dict[str, Any]]:
+    """The model, whose vision tower is next to nothing, and one prompt."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    side = round(tokens**0.5)
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        image_size=4 * side,
+        patch_size=4,
+    )
+    text = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=FEED_FORWARD,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, image_seq_length=side * side)
+    model = LlavaForConditionalGeneration(config).eval()
+    words = torch.randint(100, 40_000, (TEXT_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.tensor([[1, *[IMAGE] * (side * side), *words]])
+    return model, {"input_ids": ids, "pixel_values": torch.randn(1, 3, 4 * side, 4 * side)}
+
+
+def measure(name: str, tokens: int) -> dict[str, float]:
+    """Seconds of prefill, of each further token and of the selection, GFLOPs, kept share, and MiB of memory that the prefill adds at most."""
+    import torch
+
+    from foveal.train.meters import Meter
+
+    model, inputs = build(tokens)
+    reducer = reducers(round(tokens**0.5))[name]()
+    spent = [0.0]
+    if reducer is not None:
+        reducer.select = timed(reducer.select, spent)
+        reducer.attach(model)
+    with torch.no_grad():
+        with Meter() as meter:  # also warms up
+            model(**inputs, logits_to_keep=1)
+        spent[0], start = 0.0, time.perf_counter()
+        model(**inputs, logits_to_keep=1)
+        prefill, selection = time.perf_counter() - start, spent[0]
+        start = time.perf_counter()
+        model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS, do_sample=False)
+        generation = time.perf_counter() - start
+    found = {
+        "prefill": prefill,
+        "selection": selection,
+        "token": max(generation - prefill, 0.0) / (ANSWER_TOKENS - 1),
+        "generation": generation,
+        "MiB": meter.peak_memory_bytes / 2**20,
+    }
+    if reducer is None:
+        return found
+    report = reducer.report()
+    work = {"FLOPs": report.flops + report.flops_selection, "full FLOPs": report.flops_full}
+    kept = sum(report.image_tokens) / len(report.image_tokens) / report.image_tokens_full
+    return {**found, **work, "kept": kept}
+
+
+def timed(function: Callable, spent: list[float]) -> Callable:
+    """The same function; its seconds are added to ``spent[0]``."""
+
+    def call(*args: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args)
+        finally:
+            spent[0] += time.perf_counter() - start
+
+    return call
+
+
+def rows(rounds: list[dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
+    """Medians over the rounds; ratios to the unmodified model are taken within each."""
+    found = []
+    for name in rounds[0]:
+        middle = {key: statistics.median(results[name][key] for results in rounds) for key in rounds[0][name]}
+        faster = statistics.median(results["unmodified"]["prefill"] / results[name]["prefill"] for results in rounds)
+        limit = middle["full FLOPs"] / middle["FLOPs"] if "FLOPs" in middle else 1.0
+        found.append({"name": name, **middle, "speed-up": faster, "limit": limit})
+    return found
+
+
+def draw(found: list[dict[str, Any]], file: Path, title: str) -> None:
+    """Prefill, selection and 16 tokens of decoding as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(found) + 1.2), layout="constrained")
+    names = [row["name"] for row in found][::-1]
+    left = [0.0] * len(found)
+    parts = {
+        "prefill": [row["prefill"] - row["selection"] for row in found][::-1],
+        "of it choosing tokens": [row["selection"] for row in found][::-1],
+        f"{ANSWER_TOKENS - 1} further tokens": [row["token"] * (ANSWER_TOKENS - 1) for row in found][::-1],
+    }
+    for label, widths in parts.items():
+        axes.barh(names, widths, left=left, label=label)
+        left = [start + width for start, width in zip(left, widths)]
+    axes.set_xlabel("seconds")
+    axes.set_title(title)
+    axes.legend()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=576, help="image tokens; the next square number is taken")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chart", type=Path, help="PNG file for a picture of the table")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.tokens)))
+        return
+    side = round(options.tokens**0.5)
+    command = [sys.executable, __file__, f"--tokens={options.tokens}", "--one"]
+    console = Console(stderr=True)
+    rounds = [
+        {
+            name: json.loads(subprocess.run([*command, name], stdout=subprocess.PIPE, check=True).stdout)
+            for name in reducers(side)
+        }
+        for _ in track(range(options.rounds), "measuring", console=console, disable=not sys.stderr.isatty())
+    ]
+    title = f"{side * side} image tokens, decoder of SmolLM2-135M's size, float32, CPU; median of {options.rounds}"
+    table = Table(title=title)
+    headers = (
+        "method",
+        "kept",
+        "prefill s",
+        "choosing s",
+        "s a token",
+        "16 tokens s",
+        "MiB",
+        "faster",
+        "limit",
+        "of it",
+    )
+    for header in headers:
+        table.add_column(header, justify="left" if header == "method" else "right")
+    found = rows(rounds)
+    for row in found:
+        kept = f"{row['kept']:.0%}" if "kept" in row else ""
+        seconds = [f"{row[key]:.3f}" for key in ("prefill", "selection", "token", "generation")]
+        speed = [f"{row['speed-up']:.2f}×", f"{row['limit']:.2f}×", f"{row['speed-up'] / row['limit']:.0%}"]
+        table.add_row(row["name"], kept, *seconds, f"{row['MiB']:.0f}", *speed)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    if options.chart:
+        draw(found, options.chart, title)
+
+
+if __name__ == "__main__":
+    main()
