@@ -112,7 +112,8 @@ class LargeImageLlava:
             raise ValueError(f"tile={tile} must be {vision.image_size}, the image_size of the vision tower")
         if pool < 1:
             raise ValueError(f"pool={pool}: must be at least 1")
-        width, own = anatomy.language.config.hidden_size, rfm.layers[0].self_attn.q_proj.in_features
+        first: Any = rfm.layers[0]
+        width, own = anatomy.language.config.hidden_size, first.self_attn.q_proj.in_features
         if own != width:
             raise ValueError(
                 f"rfm works on {own} numbers a token, the language model on {width}: copy it from this one"
@@ -196,7 +197,8 @@ class LargeImageLlava:
             return image, image.plan
         if image.ndim != 3:
             raise ValueError(f"image {tuple(image.shape)} must be (3, H, W): one normalised image")
-        plan = pyramid_plan(*image.shape[1:], self.tile, self.base_long_side)[: self.max_level + 1]
+        height, width = image.shape[1:]
+        plan = pyramid_plan(height, width, self.tile, self.base_long_side)[: self.max_level + 1]
         return build_pyramid(image, plan, self.tile), plan
 
     def _prompt(self, pyramid: list[Tensor] | LazyPyramid, input_ids: Int[Tensor, "1 l"]) -> _Prompt:

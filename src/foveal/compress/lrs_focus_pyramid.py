@@ -8,15 +8,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from foveal.data.windows import Box, PictureFile
 
-WINDOW_PIXELS = 2_000_000
-"""Pixels of a picture on disk that are held at once, 6 MB; at least two of its rows."""
+WINDOW_PIXELS = 1_000_000
+"""Pixels of a picture on disk that are held at once, 3 MB; at least two of its rows."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,9 @@ class LazyLevel:
         pieces = [piece for row in sorted({row for row, _ in places}) for piece in self._pieces(row, places)]
         windows = self.pyramid.picture.windows(box for _, box in pieces)
         for (lines, box), window in zip(pieces, windows, strict=True):
-            pixels = torch.from_numpy(window.copy())
             for number, (row, column) in enumerate(places):
                 if lines.start // tile == row:
-                    part = self._resample(pixels, box, lines, self._columns(column))
+                    part = self._resample(window, box, lines, self._columns(column))
                     top = lines.start - row * tile
                     tiles[number, :, top : top + len(lines), : part.shape[2]] = part
         return tiles
@@ -178,7 +178,9 @@ class LazyLevel:
             top, bottom, _ = _blend(picture.height, height, lines)
             yield lines, (int(top[0]), int(bottom[-1]) + 1, int(left[0]), int(right[-1]) + 1)
 
-    def _resample(self, window: Tensor, box: Box, lines: range, columns: range) -> Float[Tensor, "3 h w"]:
+    def _resample(
+        self, window: UInt8[np.ndarray, "h w 3"], box: Box, lines: range, columns: range
+    ) -> Float[Tensor, "3 h w"]:
         """Bilinear values, normalised, at ``lines`` × ``columns`` of the level, from the bytes under ``box``."""
         (height, width), picture = self.level.resized_hw, self.pyramid.picture
         above, below, down = _blend(picture.height, height, lines)
@@ -186,8 +188,8 @@ class LazyLevel:
         top, _, left, _ = box
 
         def line(rows: Tensor) -> Tensor:
-            first, second = (window[rows[:, None] - top, at - left].float() for at in (before, after))
-            return torch.lerp(first, second, across[:, None])
+            first, second = (window[(rows[:, None] - top).numpy(), (at - left).numpy()] for at in (before, after))
+            return torch.lerp(torch.from_numpy(first).float(), torch.from_numpy(second).float(), across[:, None])
 
         pixels = torch.lerp(line(above), line(below), down[:, None, None]) / 255
         return ((pixels - self.pyramid.mean) / self.pyramid.std).permute(2, 0, 1)

@@ -120,7 +120,7 @@ def _checked_ids(decoder: Any, layer_ids: Sequence[int]) -> tuple[int, ...]:
 
 
 def _logits(
-    layers: Sequence[Any] | nn.ModuleList,
+    layers: Any,
     scored: Sequence[int],
     rotary: Any,
     hidden: Float[Tensor, "b l d"],

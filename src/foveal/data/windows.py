@@ -19,6 +19,8 @@ Box = tuple[int, int, int, int]
 """top, bottom, left, right in pixels; ends exclusive."""
 LARGEST = 4_000_000_000
 """Pixels, a square of 63,245 a side: what `PictureFile` opens unless told otherwise."""
+ROWS_AT_ONCE = 64
+"""Rows that libvips decodes in one go."""
 LOADERS = {
     b"\x89PNG": "pngload",
     b"\xff\xd8\xff": "jpegload",
@@ -88,18 +90,39 @@ class PictureFile:
                 continue
             rows = rows[max(0, len(rows) - (reached - top)) :] if top < reached else rows[:0]
             if bottom > reached:
-                fresh = self._fetch(source, (max(top, reached), bottom, 0, self.width))
+                fresh = self._rows(source, reached, max(top, reached), bottom)
                 rows, reached = np.concatenate([rows, fresh]) if len(rows) else fresh, bottom
             start = reached - len(rows)
             yield rows[top - start : bottom - start, left:right]
 
+    def _rows(self, source: Any, reached: int, top: int, bottom: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Whole rows from ``top`` on; decoding goes on from row ``reached``.
+
+        In portions: libvips holds what it is asked for, and what it passes over on the way, a second and third time.
+        """
+        rows = np.empty((bottom - top, self.width, 3), np.uint8)
+        for first in range(reached, bottom, ROWS_AT_ONCE):
+            last = min(first + ROWS_AT_ONCE, bottom)
+            if last <= top:
+                self._fetch(source, (last - 1, last, 0, 1))
+            else:
+                first = max(first, top)
+                rows[first - top : last - top] = self._fetch(source, (first, last, 0, self.width))
+        return rows
+
     def _open(self) -> Any:
         """The header; pixels follow on request. Every pass needs its own, as decoders do not go back."""
+        load = getattr(self._vips.Image, self._loader)
+        # of a TIFF, only the strictest level stops at a tile that is missing; unknown tags pass it
+        strictness = "warning" if self._loader == "tiffload" else "truncated"
+        remembered = self._vips.cache_get_max()
+        self._vips.cache_set_max(0)  # libvips keeps the pixels of its last hundred operations, such as earlier passes
         try:
-            load = getattr(self._vips.Image, self._loader)
-            return load(self.path, access="sequential", fail_on="truncated", revalidate=True)
+            return load(self.path, access="sequential", fail_on=strictness, revalidate=True)
         except self._vips.Error as error:
             raise _error(self.path, "truncated or corrupt", _line(error), "copy or download it again") from error
+        finally:
+            self._vips.cache_set_max(remembered)
 
     def _fetch(self, source: Any, box: Box) -> UInt8[np.ndarray, "h w 3"]:
         top, bottom, left, right = box
