@@ -70,7 +70,7 @@ def build(tokens: int) -> tuple[Any, dict[str, Any]]:
 
 
 def measure(name: str, tokens: int) -> dict[str, float]:
-    """Seconds of prefill, of each further token and of the selection, GFLOPs, kept share, and MiB of memory that the prefill adds at most."""
+    """Seconds of prefill, selection and each further token; FLOPs, share kept, MiB that the prefill adds at most."""
     import torch
 
     from foveal.train.meters import Meter
@@ -87,13 +87,11 @@ def measure(name: str, tokens: int) -> dict[str, float]:
         spent[0], start = 0.0, time.perf_counter()
         model(**inputs, logits_to_keep=1)
         prefill, selection = time.perf_counter() - start, spent[0]
-        start = time.perf_counter()
-        model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS, do_sample=False)
-        generation = time.perf_counter() - start
+        first, generation = (generated(model, inputs, length) for length in (1, ANSWER_TOKENS))
     found = {
         "prefill": prefill,
         "selection": selection,
-        "token": max(generation - prefill, 0.0) / (ANSWER_TOKENS - 1),
+        "token": (generation - first) / (ANSWER_TOKENS - 1),
         "generation": generation,
         "MiB": meter.peak_memory_bytes / 2**20,
     }
@@ -103,6 +101,13 @@ def measure(name: str, tokens: int) -> dict[str, float]:
     work = {"FLOPs": report.flops + report.flops_selection, "full FLOPs": report.flops_full}
     kept = sum(report.image_tokens) / len(report.image_tokens) / report.image_tokens_full
     return {**found, **work, "kept": kept}
+
+
+def generated(model: Any, inputs: dict[str, Any], length: int) -> float:
+    """Seconds for an answer of so many tokens."""
+    start = time.perf_counter()
+    model.generate(**inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False)
+    return time.perf_counter() - start
 
 
 def timed(function: Callable, spent: list[float]) -> Callable:
@@ -148,7 +153,7 @@ def draw(found: list[dict[str, Any]], file: Path, title: str) -> None:
         axes.barh(names, widths, left=left, label=label)
         left = [start + width for start, width in zip(left, widths)]
     axes.set_xlabel("seconds")
-    axes.set_title(title)
+    axes.set_title(title, fontsize="medium", loc="right")
     axes.legend()
     figure.savefig(file, dpi=120)
 
