@@ -120,11 +120,8 @@ class LargeImageLlava:
             )
         check_share(keep_ratio)
         self.model, self.rfm = model, rfm
-        self.tile, self.base_long_side, self.grid = (
-            vision.image_size,
-            base_long_side,
-            vision.image_size // vision.patch_size,
-        )
+        self.tile, self.base_long_side = vision.image_size, base_long_side
+        self.grid = vision.image_size // vision.patch_size
         self.side = math.ceil(self.grid / pool)
         self.keep_ratio, self.max_level, self.max_tiles = keep_ratio, max_level, max_tiles
         self.last: FocusResult | None = None

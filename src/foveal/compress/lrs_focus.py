@@ -142,7 +142,7 @@ def focus(
         spread = tokens.spread(scores, -math.inf)
         if level < last:
             voters = _voters(spread, tokens, keep_ratio)
-            positions = vote_tiles(voters, tokens.hw, plan[level + 1].grid_hw, newline is not None, max_tiles).cpu()
+            positions = vote_tiles(voters, tokens.hw, plan[level + 1].grid_hw, max_tiles=max_tiles).cpu()
     row_length = None if newline is None else tokens.hw[1]
     index = select_tokens(spread, keep_ratio, row_length, tokens.valid)
     number = tokens.valid.cumsum(0) - 1

@@ -69,7 +69,8 @@ class PictureFile:
         """One window for each box, in one pass over the file from top to bottom.
 
         No box may begin above the one before it: PNG, JPEG and striped TIFF files can only be decoded downwards. Of
-        these whole rows are decoded, of tiled TIFF files only the tiles that a box meets.
+        these whole rows are decoded, of tiled TIFF files only the tiles that a box meets. Copy a window before you
+        write into it: the next one may share its rows.
 
         Raises:
             ValueError: for a box outside the picture, empty, or above the one before.
