@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from foveal.compress.base import keep_count
+from foveal.compress.gsearch import LayerwiseKeep
 from foveal.compress.pyramiddrop import PyramidDrop
 from foveal.compress.runtime import PrefillReducer
 
-from .tiny import KINDS, Kind
+from .tiny import KINDS, LAYERS, Kind
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,13 @@ CASES = [
         lambda kind: Thin(kind, 1.0),
         renumbers=lambda layer: layer == 0,
         kinds=("llava", "llava_next", "internvl", "qwen2_vl"),
+    ),
+    Case(
+        "gsearch",
+        lambda kind: LayerwiseKeep((1, 1, 0.7, 0.7, 0.3, 0.1), kind.positions),
+        lambda kind: LayerwiseKeep((1,) * LAYERS, kind.positions),
+        trains=False,
+        kinds=("llava_next", "qwen2_vl"),
     ),
     Case(
         "pyramiddrop",
