@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from foveal.compress.base import keep_count
+from foveal.compress.fopru import FoPru
 from foveal.compress.gsearch import LayerwiseKeep
 from foveal.compress.pyramiddrop import PyramidDrop
 from foveal.compress.runtime import PrefillReducer
@@ -102,5 +103,12 @@ CASES = [
         lambda kind: PyramidDrop((2, 4), (1.0, 1.0), "original"),
         renumbers=lambda layer: False,
         kinds=("llava", "smolvlm"),
+    ),
+    Case(
+        "fopru",
+        lambda kind: FoPru(0.3),
+        lambda kind: FoPru(1.0, "row"),
+        kinds=("llava", "llava_next"),
+        refused=("internvl", "smolvlm"),
     ),
 ]
