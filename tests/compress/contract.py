@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from foveal.compress.aim import AIM
 from foveal.compress.base import keep_count
 from foveal.compress.fopru import FoPru
 from foveal.compress.gsearch import LayerwiseKeep
@@ -108,6 +109,15 @@ CASES = [
         "fopru",
         lambda kind: FoPru(0.3),
         lambda kind: FoPru(1.0, "row"),
+        kinds=("llava", "llava_next"),
+        refused=("internvl", "smolvlm"),
+    ),
+    Case(
+        "aim",
+        lambda kind: AIM(0.6, 1, 0.3),
+        lambda kind: AIM(1.0, 6),
+        renumbers=lambda layer: layer == 0,
+        merges=True,
         kinds=("llava", "llava_next"),
         refused=("internvl", "smolvlm"),
     ),
