@@ -39,7 +39,7 @@ ORDERS = ("spatial", "ranked")
 def bipartite_merge(
     x: Float[Tensor, "b n d"], r: int, metric: Float[Tensor, "b n dm"] | None = None, order: str = "spatial"
 ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b n"]]:
-    """Merge the r even tokens that are most like an odd one into it; m = n − min(r, n // 2) are left, of r = 0 x itself.
+    """Merge the r even tokens that are most like an odd one into it; m = n − min(r, n // 2) are left; r = 0 returns x.
 
     Likeness is the cosine of ``metric`` (None: of ``x``). Returns the merged tokens and, for every input token, the row
     that holds it. "spatial" keeps the survivors in their order; "ranked" puts the unmerged even ones first, by falling
