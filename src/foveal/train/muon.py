@@ -44,7 +44,7 @@ class MuonAdamW(torch.optim.AdamW):
             if parameter.grad is not None:
                 alike[(parameter.shape, parameter.dtype, parameter.device)].append(parameter)
         for parameters in alike.values():
-            gradients = torch.stack([parameter.grad for parameter in parameters])  # type: ignore[misc]
+            gradients = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
             buffers = [
                 self.state[parameter].setdefault("momentum", torch.zeros_like(parameter)) for parameter in parameters
             ]
