@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from foveal.nn.cosine import unit_rows
 
 
 @dataclass
@@ -103,13 +105,62 @@ def check_gathered(local: Tensor, all_image_features: Tensor, all_text_features:
         raise ValueError(f"rank={rank}: must be in [0, {total // rows}), the {total} gathered rows over {rows} each")
 
 
+def unit_pairs(
+    image_features: Tensor,
+    text_features: Tensor,
+    all_image_features: Tensor | None = None,
+    all_text_features: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Unit rows of the own pairs and of all pairs. Without gathered features these are the own ones, the same tensors.
+
+    Raises ValueError for shapes that do not pair up, and when the features of one side only are gathered.
+    """
+    check_pairs(image_features, text_features)
+    image, text = unit_rows(image_features), unit_rows(text_features)
+    if all_image_features is None and all_text_features is None:
+        return image, text, image, text
+    if all_image_features is None or all_text_features is None:
+        missing = "all_image_features" if all_image_features is None else "all_text_features"
+        raise ValueError(f"{missing}=None: give the gathered features of both sides, or of neither")
+    return image, text, unit_rows(all_image_features), unit_rows(all_text_features)
+
+
+def gathered_pairs(
+    image_features: Tensor, text_features: Tensor, group: Any = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """`unit_pairs` of this process, those of all processes of ``group`` with gradient, and the rank of this one."""
+    image, text, *_ = unit_pairs(image_features, text_features)
+    if not (dist.is_available() and dist.is_initialized()):
+        return image, text, image, text, 0
+    return image, text, gather_features(image, group), gather_features(text, group), dist.get_rank(group)
+
+
+def pair_scores(
+    image: Float[Tensor, "b d"],
+    text: Float[Tensor, "b d"],
+    all_image: Float[Tensor, "g d"],
+    all_text: Float[Tensor, "g d"],
+    scale: Float[Tensor, ""],
+    rank: int,
+) -> tuple[Float[Tensor, "b g"], Float[Tensor, "b g"], Int[Tensor, " b"]]:
+    """Scaled cosines of unit rows, images by texts and texts by images, and the column of each row's own partner.
+
+    On one device ``all_image`` is ``image``, and one product serves both directions.
+    """
+    check_gathered(image, all_image, all_text, rank)
+    with full_precision(image):
+        per_image = scale * image @ all_text.T
+        per_text = per_image.T if all_image is image and all_text is text else scale * text @ all_image.T
+    return per_image, per_text, rank * len(image) + torch.arange(len(image), device=image.device)
+
+
 def positive_scale(scale: float | Tensor, like: Tensor, name: str = "scale") -> Float[Tensor, ""]:
     """``scale`` as a 0-d tensor with dtype and device of ``like``; ValueError unless it is one positive number."""
     if isinstance(scale, Tensor) and scale.ndim != 0:
         raise ValueError(f"{name} {tuple(scale.shape)} must be a float or a 0-d tensor")
     value = float(scale.detach() if isinstance(scale, Tensor) else scale)
     if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value}: must be positive and finite; it is the multiplier, not its logarithm")
+        raise ValueError(f"{name}={value}: must be positive and finite; give the value itself, not its logarithm")
     return torch.as_tensor(scale, dtype=like.dtype, device=like.device)
 
 

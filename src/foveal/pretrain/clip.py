@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,12 +36,14 @@ from foveal.nn.zero_shot import zero_shot_logits as zero_shot_logits
 from foveal.pretrain.base import ContrastiveOutput as ContrastiveOutput
 from foveal.pretrain.base import LogitScale as LogitScale
 from foveal.pretrain.base import (
-    check_gathered,
     check_pairs,
     finite_loss,
     first_order_only,
     full_precision,
+    gathered_pairs,
+    pair_scores,
     positive_scale,
+    unit_pairs,
 )
 from foveal.pretrain.base import gather_features as gather_features
 from foveal.pretrain.clip_model import CLIP_MEAN as CLIP_MEAN
@@ -72,14 +73,7 @@ def clip_loss(
 
     Raises ValueError for shapes that do not fit, a scale that is not positive, and non-finite features.
     """
-    check_pairs(image_features, text_features)
-    image, text = unit_rows(image_features), unit_rows(text_features)
-    if all_image_features is None and all_text_features is None:
-        return _contrast(image, text, image, text, scale, rank)
-    if all_image_features is None or all_text_features is None:
-        missing = "all_image_features" if all_image_features is None else "all_text_features"
-        raise ValueError(f"{missing}=None: give the gathered features of both sides, or of neither")
-    return _contrast(image, text, unit_rows(all_image_features), unit_rows(all_text_features), scale, rank)
+    return _contrast(*unit_pairs(image_features, text_features, all_image_features, all_text_features), scale, rank)
 
 
 def _contrast(
@@ -90,15 +84,11 @@ def _contrast(
     scale: float | Tensor,
     rank: int,
 ) -> ContrastiveOutput:
-    """The loss of unit rows. On one device ``all_image`` is ``image``, and one product serves both directions."""
-    check_gathered(image, all_image, all_text, rank)
+    """The loss of unit rows, see `pair_scores`."""
     scale = positive_scale(scale, like=image)
+    per_image, per_text, own = pair_scores(image, text, all_image, all_text, scale, rank)
     with full_precision(image):
-        per_image = scale * image @ all_text.T
-        per_text = per_image.T if all_image is image and all_text is text else scale * text @ all_image.T
-        targets = rank * len(image) + torch.arange(len(image), device=image.device)
-        image_to_text = F.cross_entropy(per_image, targets)
-        text_to_image = F.cross_entropy(per_text, targets)
+        image_to_text, text_to_image = F.cross_entropy(per_image, own), F.cross_entropy(per_text, own)
     inputs = {"image_features": image, "text_features": text}
     inputs |= {"all_image_features": all_image, "all_text_features": all_text}
     loss = finite_loss((image_to_text + text_to_image) / 2, **inputs)
@@ -118,12 +108,8 @@ class CLIPObjective(nn.Module):
 
     def forward(self, image_features: Float[Tensor, "b d"], text_features: Float[Tensor, "b d"]) -> ContrastiveOutput:
         """See `clip_loss`. Every process must call this with the same number of rows."""
-        check_pairs(image_features, text_features)
-        image, text = unit_rows(image_features), unit_rows(text_features)
-        if not (dist.is_available() and dist.is_initialized()):
-            return _contrast(image, text, image, text, self.logit_scale(), 0)
-        all_image, all_text = gather_features(image, self.group), gather_features(text, self.group)
-        return _contrast(image, text, all_image, all_text, self.logit_scale(), dist.get_rank(self.group))
+        image, text, all_image, all_text, rank = gathered_pairs(image_features, text_features, self.group)
+        return _contrast(image, text, all_image, all_text, self.logit_scale(), rank)
 
 
 # Large batches --------------------------------------------------------------------------------------------------------
