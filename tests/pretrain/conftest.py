@@ -15,6 +15,7 @@ def two_processes(tmp_path_factory):
     out = tmp_path_factory.mktemp("pair")
     port = str(20_000 + os.getpid() % 20_000)
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    common["PYTHONPATH"] = str(SCRIPT.parents[1])  # so that pair.py finds this folder as the package that it is here
     processes = [
         subprocess.Popen(
             [sys.executable, SCRIPT, out], env={**common, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True

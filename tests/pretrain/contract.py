@@ -27,6 +27,8 @@ class Case:
     """Inputs that forward must refuse with a ValueError."""
     symmetric: bool = True
     """Does the order of the samples in the batch leave the loss as it is?"""
+    networks: bool = False
+    """Does forward run networks, not only a loss of features? Then autocast may round what reaches the loss."""
 
 
 def pairs(batch: int, seed: int) -> Inputs:

@@ -11,5 +11,5 @@ def run(objective: nn.Module, inputs, loss=None) -> dict[str, object]:
     return {
         "loss": value.item(),
         "inputs": [x.grad.tolist() for x in inputs if x.is_floating_point()],
-        "parameters": {name: p.grad.tolist() for name, p in objective.named_parameters()},
+        "parameters": {name: p.grad.tolist() for name, p in objective.named_parameters() if p.requires_grad},
     }

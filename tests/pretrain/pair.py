@@ -7,11 +7,11 @@ import sys
 
 import torch
 import torch.distributed as dist
-from contract import CASES, pairs
-from measure import run
 
 from foveal.pretrain.base import gather_features
 from foveal.pretrain.clip import CLIPObjective, chunked_clip_loss, clip_loss
+from pretrain.contract import CASES, pairs
+from pretrain.measure import run
 
 RANK = int(os.environ["RANK"])
 

@@ -120,7 +120,8 @@ def test_half_precision_features_are_scored_in_float32(case, dtype):
 def test_autocast_changes_nothing(case):
     plain = run(case.build(), case.inputs(6, 0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        close(case.build()(*case.inputs(6, 0)).loss.item(), plain["loss"])
+        rounded = {"atol": 0.05, "rtol": 0.02} if case.networks else {}
+        close(case.build()(*case.inputs(6, 0)).loss.item(), plain["loss"], **rounded)
         if case.chunked is not None:  # its own backward pass is in here too
             same(
                 run(case.build(), case.inputs(6, 0), partial(case.chunked, size=4)),
