@@ -55,7 +55,16 @@ def test_what_some_people_call_it_is_not_invented():
     ],
 )
 def test_words_of_the_world(caption, named):
-    assert world_lexicon().mentions(caption) == named
+    lexicon = world_lexicon()
+    assert lexicon.mentions(caption) == named
+    for start, end, name in lexicon.located(caption):
+        assert lexicon.mentions(caption[start:end]) == [name]
+
+
+def test_names_are_found_where_they_stand():
+    caption = 'It says "İ DOG": İ, two Tennis  balls and a fish.'
+    places = [(caption[start:end], name) for start, end, name in world_lexicon().located(caption)]
+    assert places == [("Tennis  balls", "tennis ball"), ("fish", "fish")]
 
 
 def test_every_noun_is_found_in_the_singular_and_the_plural():

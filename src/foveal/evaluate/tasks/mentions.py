@@ -70,15 +70,19 @@ class Lexicon:
 
     def mentions(self, caption: str) -> list[str]:
         """The objects that are named, in order, as often as they are. What stands in double quotes is writing."""
-        words = _WORD.findall(_QUOTED.sub(" ", caption.lower()))
-        found: list[str] = []
+        return [name for _, _, name in self.located(caption)]
+
+    def located(self, caption: str) -> list[tuple[int, int, str]]:
+        """The same with where each is named: from and to which character of the caption, then the object."""
+        words = list(_WORD.finditer(_QUOTED.sub(lambda quoted: " " * len(quoted[0]), _lowered(caption))))
+        found: list[tuple[int, int, str]] = []
         place = 0
         while place < len(words):
             for length in (3, 2, 1):
                 phrase = words[place : place + length]
-                name = self._name(phrase) if len(phrase) == length else None
+                name = self._name([word[0] for word in phrase]) if len(phrase) == length else None
                 if name is not None:
-                    found.append(name)
+                    found.append((phrase[0].start(), phrase[-1].end(), name))
                     place += length
                     break
             else:
@@ -103,6 +107,11 @@ class Lexicon:
             yield word[:-2]
         if word.endswith("s") and not word.endswith(_SAME):
             yield word[:-1]
+
+
+def _lowered(caption: str) -> str:
+    """In lower case and as long as before, which "İ" would not be."""
+    return "".join(small if len(small := letter.lower()) == 1 else letter for letter in caption)
 
 
 def world_lexicon() -> Lexicon:
