@@ -68,6 +68,18 @@ def gather_features(x: Float[Tensor, "b *d"], group: Any = None) -> Float[Tensor
     return _Gather.apply(x, group)
 
 
+def mean_over_processes(x: Float[Tensor, "*d"], group: Any = None) -> Float[Tensor, "*d"]:
+    """Mean of ``x`` over the processes of ``group``, without gradient; ``x`` itself where there is one.
+
+    A sum over this process divided by such a mean of counts is what DDP's mean turns into the mean over all processes.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return x.detach()
+    total = x.detach().clone()
+    dist.all_reduce(total, group=group)
+    return total / dist.get_world_size(group)
+
+
 class _Gather(torch.autograd.Function):
     """All-gather whose backward is the matching sum; torch.distributed.nn's version is deprecated."""
 
@@ -176,6 +188,13 @@ def finite_loss(loss: Float[Tensor, ""], **inputs: Tensor) -> Float[Tensor, ""]:
     if bad is None:
         raise ValueError(f"the loss is {loss.item()} although all features are finite: scale is too large")
     raise ValueError(f"{bad} holds NaN or infinity: the loss is {loss.item()}")
+
+
+def finite_on_all(loss: Float[Tensor, ""], group: Any = None, **inputs: Tensor) -> Float[Tensor, ""]:
+    """`finite_loss` for a loss of which other processes do not see every part: all of them raise, or none."""
+    everyone = mean_over_processes(loss, group)
+    finite_loss(everyone, **inputs, **{"another process": everyone})
+    return loss
 
 
 def first_order_only(what: str) -> None:
