@@ -171,8 +171,9 @@ class ALIGNModel(nn.Module):
 
         Embeddings and scores equal its own; the loss is twice its loss, see the top of this file.
         """
-        if model.config.vision_config.pooling_type != "mean":
-            raise ValueError(f"model pools by {model.config.vision_config.pooling_type!r}: ALIGN averages, use 'mean'")
+        vision: Any = model.config.vision_config
+        if vision.pooling_type != "mean":
+            raise ValueError(f"model pools by {vision.pooling_type!r}: ALIGN averages, use 'mean'")
         objective = ALIGNObjective(model.projection_dim, model.text_embed_dim, label_smoothing=label_smoothing)
         objective.text_projection, objective.temperature = model.text_projection, model.temperature
         return cls(model.vision_model, model.text_model, objective)
