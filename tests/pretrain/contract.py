@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from foveal.pretrain.align import ALIGNObjective
 from foveal.pretrain.clip import CLIPObjective, chunked_clip_loss
+from foveal.pretrain.prefix_conditioning import PrefixConditioningObjective
 
 Inputs = tuple[Tensor, ...]
 
@@ -51,6 +53,26 @@ def _chunked_clip(objective: nn.Module, inputs: Inputs, size: int) -> Tensor:
     return chunked_clip_loss(*inputs, objective.logit_scale(), size)
 
 
+def _align() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ALIGNObjective(8, 8, temperature_init=0.2)
+
+
+def feature_maps(batch: int, seed: int) -> Inputs:
+    """As `pairs`, each image as a map of 2 x 3 places."""
+    image, text = pairs(batch, seed)
+    rng = torch.Generator().manual_seed(seed + 1)
+    return image[..., None, None] + torch.randn(batch, 8, 2, 3, generator=rng), text
+
+
+def labelled(batch: int, seed: int) -> Inputs:
+    """As `pairs`, a third of them captions, the others of two classes."""
+    return *pairs(batch, seed), torch.arange(batch) % 3 - 1
+
+
 CASES = [
     Case("clip", CLIPObjective, pairs, _chunked_clip, bad=BAD_PAIRS),
+    Case("align", _align, feature_maps, bad=(*BAD_PAIRS, lambda: (torch.ones(3, 8, 0, 2), torch.ones(3, 8)))),
+    Case("prefix_conditioning", PrefixConditioningObjective, labelled, bad=BAD_PAIRS),
 ]
