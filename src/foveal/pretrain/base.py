@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -164,6 +165,20 @@ def pair_scores(
         per_image = scale * image @ all_text.T
         per_text = per_image.T if all_image is image and all_text is text else scale * text @ all_image.T
     return per_image, per_text, rank * len(image) + torch.arange(len(image), device=image.device)
+
+
+def pair_loss(
+    image: Float[Tensor, "b d"],
+    text: Float[Tensor, "b d"],
+    all_image: Float[Tensor, "g d"],
+    all_text: Float[Tensor, "g d"],
+    scale: Float[Tensor, ""],
+    rank: int,
+) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE of unit rows: mean over the two directions of the cross-entropies of `pair_scores`."""
+    per_image, per_text, own = pair_scores(image, text, all_image, all_text, scale, rank)
+    with full_precision(image):
+        return (F.cross_entropy(per_image, own) + F.cross_entropy(per_text, own)) / 2
 
 
 def positive_scale(scale: float | Tensor, like: Tensor, name: str = "scale") -> Float[Tensor, ""]:
