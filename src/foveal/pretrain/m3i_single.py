@@ -140,8 +140,9 @@ class M3ISingle(nn.Module):
         return (value * ~visible).sum(1) / (~visible).sum(1).clamp_min(1)
 
     def _decode(self, view: Tensor, patches: Tensor, visible: Tensor, grid: Grid) -> Float[Tensor, "b n d"]:
-        masked = from_patches(mix_tokens(patches, torch.zeros_like(patches), visible), grid, view.shape[2:])
+        shown = mix_tokens(patches, torch.zeros_like(patches), visible)
+        masked = from_patches(shown, grid, (view.shape[2], view.shape[3]))
         tokens = self.parts.norm(patch_tokens(self.parts.encoder, masked)[0])
-        shown, _ = unmix_tokens(tokens, visible, self.parts.mask_token)
+        apart, _ = unmix_tokens(tokens, visible, self.parts.mask_token)
         whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=view.device)
-        return self.parts.dense.hidden(shown, places(grid, whole).expand(len(view), -1, -1))
+        return self.parts.dense.hidden(apart, places(grid, whole).expand(len(view), -1, -1))

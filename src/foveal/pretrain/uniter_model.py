@@ -5,7 +5,8 @@ load into `UNITERForPretraining`; `UNITER.load_bert` starts from a BERT instead.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,19 +54,11 @@ class UNITERConfig:
 
     def bert(self) -> BertConfig:
         """The same sizes for the layers of transformers."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size,
-            max_position_embeddings=self.max_position_embeddings,
-            type_vocab_size=self.type_vocab_size,
-            hidden_dropout_prob=self.dropout,
-            attention_probs_dropout_prob=self.dropout,
-            layer_norm_eps=EPS,
-            attn_implementation="sdpa",
-        )
+        own = "dropout", "img_dim", "img_label_dim"
+        sizes: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in own}
+        sizes |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), self.dropout)
+        sizes |= {"layer_norm_eps": EPS, "attn_implementation": "sdpa"}
+        return BertConfig(**sizes)
 
 
 def mask_regions(features: Float[Tensor, "b n dv"], masked: Bool[Tensor, "b n"]) -> Float[Tensor, "b n dv"]:
