@@ -10,6 +10,8 @@ from foveal.pretrain.align import ALIGNObjective
 from foveal.pretrain.clip import CLIPObjective, chunked_clip_loss
 from foveal.pretrain.prefix_conditioning import PrefixConditioningObjective
 
+from . import m3i_inputs, nevlp_inputs, uniter_inputs
+
 Inputs = tuple[Tensor, ...]
 
 
@@ -75,4 +77,24 @@ CASES = [
     Case("clip", CLIPObjective, pairs, _chunked_clip, bad=BAD_PAIRS),
     Case("align", _align, feature_maps, bad=(*BAD_PAIRS, lambda: (torch.ones(3, 8, 0, 2), torch.ones(3, 8)))),
     Case("prefix_conditioning", PrefixConditioningObjective, labelled, bad=BAD_PAIRS),
+    Case("m3i", m3i_inputs.Objective, m3i_inputs.inputs, None, m3i_inputs.hide, m3i_inputs.BAD, False, networks=True),
+    Case(
+        "nevlp",
+        nevlp_inputs.Objective,
+        nevlp_inputs.inputs,
+        None,
+        nevlp_inputs.hide,
+        nevlp_inputs.BAD,
+        False,
+        networks=True,
+    ),
+    Case(
+        "uniter",
+        uniter_inputs.AllTasks,
+        uniter_inputs.inputs,
+        None,
+        uniter_inputs.hide,
+        uniter_inputs.BAD,
+        networks=True,
+    ),
 ]
