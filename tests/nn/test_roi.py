@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from foveal.nn.roi import roi_align
+from foveal.nn.roi import multilevel_roi_align, roi_align
 
 torch.set_num_threads(1)
 
@@ -76,3 +76,17 @@ def test_bad_input():
         roi_align(torch.zeros(1, 3, 0, 4), torch.zeros(1, 2, 4))
     with pytest.raises(ValueError, match="output_size=0"):
         roi_align(torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 4), 0)
+
+
+def test_boxes_are_read_from_the_level_of_their_size():
+    maps = {level: torch.full((2, 1, 4, 4), float(level)) for level in (2, 3, 5)}
+    sides = torch.tensor([0.05, 0.12, 0.25, 0.5, 1.0])  # levels 1, 3, 4, 5, 6 by the rule
+    boxes = torch.stack([torch.zeros(5), torch.zeros(5), sides, sides], 1).expand(2, -1, -1)
+    assert multilevel_roi_align(maps, boxes, 1).flatten(1)[1].tolist() == [2, 3, 3, 5, 5]
+    rng = torch.Generator().manual_seed(0)
+    maps = {level: torch.randn(2, 3, size, size, generator=rng) for level, size in ((3, 8), (4, 4))}
+    mixed = multilevel_roi_align(maps, boxes[:, 1:3], 2)
+    torch.testing.assert_close(mixed[:, :1], roi_align(maps[3], boxes[:, 1:2], 2))
+    torch.testing.assert_close(mixed[:, 1:], roi_align(maps[4], boxes[:, 2:3], 2))
+    with pytest.raises(ValueError, match="maps"):
+        multilevel_roi_align({}, boxes)

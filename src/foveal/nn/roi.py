@@ -4,10 +4,17 @@ Each of the o × o bins of a box is the mean of s × s bilinear samples at regul
 ICCV 2017, arXiv 1703.06870; with the half-pixel shift that later releases added (``aligned``).
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from foveal.nn.boxes import area
+
+CANONICAL = 224 / 1024
+"""Side of a box, as a share of the picture, that is read from level 4: 224 pixels of the usual 1,024."""
 
 
 def roi_align(
@@ -45,3 +52,35 @@ def roi_align(
     bins = found.unflatten(2, (regions, output_size, sampling_ratio))
     bins = bins.unflatten(5, (output_size, sampling_ratio)).mean((4, 6))
     return bins.transpose(1, 2).reshape(batch, regions, channels, output_size, output_size).to(features.dtype)
+
+
+def multilevel_roi_align(
+    maps: Mapping[int, Float[Tensor, "b c _ _"]],
+    boxes: Float[Tensor, "b r 4"],
+    output_size: int = 7,
+    sampling_ratio: int = 2,
+) -> Float[Tensor, "b r c o o"]:
+    """`roi_align` of each box on the level of a feature pyramid that suits its size.
+
+    Level 4 + log2(√area / `CANONICAL`), rounded down, or the nearest there is: twice the side, one level up. Lin et
+    al., Feature Pyramid Networks for Object Detection, CVPR 2017, arXiv 1612.03144, equation 1.
+
+    Args:
+        maps: level -> map; all of the same B and C.
+
+    Raises ValueError for no maps, and see `roi_align`.
+    """
+    if not maps:
+        raise ValueError("maps is empty: give at least one level")
+    levels = torch.tensor(sorted(maps), device=boxes.device)
+    wanted = (4 + (area(boxes).sqrt() / CANONICAL).clamp(min=1e-6).log2()).floor()
+    place = (wanted[..., None] - levels).abs().argmin(-1)
+    some = maps[int(levels[0])]
+    found = some.new_zeros(*boxes.shape[:2], some.shape[1], output_size, output_size)
+    for index, level in enumerate(levels.tolist()):
+        for image in range(len(boxes)):
+            here = place[image] == index
+            if bool(here.any()):
+                one, chosen = maps[level][image : image + 1], boxes[image : image + 1, here]
+                found[image, here] = roi_align(one, chosen, output_size, sampling_ratio)[0]
+    return found
