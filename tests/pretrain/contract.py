@@ -10,7 +10,16 @@ from foveal.pretrain.align import ALIGNObjective
 from foveal.pretrain.clip import CLIPObjective, chunked_clip_loss
 from foveal.pretrain.prefix_conditioning import PrefixConditioningObjective
 
-from . import m3i_inputs, nevlp_inputs, uniter_inputs
+from . import (
+    cloc_inputs,
+    dito_inputs,
+    dreamlip_inputs,
+    filip_inputs,
+    grain_inputs,
+    m3i_inputs,
+    nevlp_inputs,
+    uniter_inputs,
+)
 
 Inputs = tuple[Tensor, ...]
 
@@ -77,6 +86,11 @@ CASES = [
     Case("clip", CLIPObjective, pairs, _chunked_clip, bad=BAD_PAIRS),
     Case("align", _align, feature_maps, bad=(*BAD_PAIRS, lambda: (torch.ones(3, 8, 0, 2), torch.ones(3, 8)))),
     Case("prefix_conditioning", PrefixConditioningObjective, labelled, bad=BAD_PAIRS),
+    Case("filip", filip_inputs.objective, filip_inputs.tokens, hide=filip_inputs.hide, bad=filip_inputs.BAD),
+    Case("dreamlip", dreamlip_inputs.objective, dreamlip_inputs.features, bad=dreamlip_inputs.BAD),
+    Case("cloc", cloc_inputs.objective, cloc_inputs.batch, hide=cloc_inputs.hide, bad=cloc_inputs.BAD, networks=True),
+    Case("cloc_prompt", cloc_inputs.at_the_prompt, cloc_inputs.batch, bad=cloc_inputs.BAD, networks=True),
+    Case("dreamlip_batch", dreamlip_inputs.batch_negatives, dreamlip_inputs.features, bad=dreamlip_inputs.BAD),
     Case("m3i", m3i_inputs.Objective, m3i_inputs.inputs, None, m3i_inputs.hide, m3i_inputs.BAD, False, networks=True),
     Case(
         "nevlp",
@@ -97,4 +111,6 @@ CASES = [
         uniter_inputs.BAD,
         networks=True,
     ),
+    Case("grain", grain_inputs.objective, grain_inputs.features, hide=grain_inputs.hide, bad=grain_inputs.BAD),
+    Case("dito", dito_inputs.RegionContrast, dito_inputs.regions, hide=dito_inputs.hide, bad=dito_inputs.BAD),
 ]
