@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from foveal.pretrain.base import gather_features
 from foveal.pretrain.clip import CLIPObjective, chunked_clip_loss, clip_loss
+from pretrain import cloc_inputs, dreamlip_inputs, filip_inputs
 from pretrain.contract import CASES, pairs
 from pretrain.measure import run
 
@@ -59,6 +60,39 @@ def poisoned():
     return CLIPObjective()(image, text)
 
 
+def filip():
+    """Texts that are one word shorter on the second process; a sample of padding, and a bad token, on it alone."""
+    image, text, text_mask, image_mask = mine(filip_inputs.tokens(6, 0))
+    short = (image, text[:, :-1], text_mask[:, :-1], image_mask) if RANK == 1 else (image, text, text_mask, image_mask)
+    hidden, spoilt = image_mask.clone(), text.clone()
+    if RANK == 1:
+        hidden[-1] = False
+        spoilt[-1, 0, 0] = float("nan")
+    return {
+        "shorter": run(filip_inputs.objective(), short),
+        "all_padding": error(lambda: filip_inputs.objective()(image, text, text_mask, hidden)),
+        "poisoned": error(lambda: filip_inputs.objective()(image, spoilt, text_mask, image_mask)),
+    }
+
+
+def dreamlip():
+    """A bad patch on the second process alone."""
+    image, patch, text = mine(dreamlip_inputs.features(6, 0))
+    spoilt = patch.clone()
+    spoilt[0, 0, 0] = float("nan") if RANK == 1 else 0.0
+    return {
+        "batch": run(dreamlip_inputs.batch_negatives(), (image, patch, text)),
+        "poisoned": error(lambda: dreamlip_inputs.objective()(image, spoilt, text)),
+    }
+
+
+def cloc():
+    """Boxes in pixels on the second process alone."""
+    *inputs, boxes, valid = mine(cloc_inputs.batch(6, 0))
+    boxes = 8 * boxes if RANK == 1 else boxes
+    return {"pixels": error(lambda: cloc_inputs.objective()(*inputs, boxes, valid))}
+
+
 def main(out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -69,6 +103,9 @@ def main(out):
         "chunked": run(CLIPObjective(), mine(pairs(6, 0)), chunked),
         "uneven": error(lambda: CLIPObjective()(*(x[: 3 - RANK] for x in mine(pairs(6, 0))))),
         "poisoned": error(poisoned),
+        "filip": filip(),
+        "dreamlip": dreamlip(),
+        "cloc": cloc(),
     }
     (pathlib.Path(out) / f"rank{RANK}.json").write_text(json.dumps(result))
     dist.destroy_process_group()

@@ -261,7 +261,8 @@ class FILIPObjective(nn.Module):
         image_to_text, text_to_image = token_similarity(image, all_text, image_mask=image_mask, text_mask=all_mask)
         own = rank * len(image) + torch.arange(len(image), device=image.device)
         all_scores = gather_features(text_to_image, self.group)[:, own]
-        inputs = {"image_tokens": image, "text_tokens": text, "tokens of another process": all_scores}
+        others = torch.cat([image_to_text, all_scores.T])
+        inputs = {"image_tokens": image, "text_tokens": text, "another process": others}
         return _contrast(image_to_text, all_scores, self.logit_scale(), own, self.label_smoothing, inputs)
 
     def _projected(self, name: str, tokens: Tensor, mask: Tensor | None, projection: nn.Linear) -> Tensor:
