@@ -1,5 +1,7 @@
 """The adapter for vision–language models, on a tiny LLaVA."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -68,15 +70,31 @@ def test_loglikelihood_is_the_sum_over_the_tokens(opened):
         opened.model.loglikelihood([("What is it?", "", [PICTURES[0]])])
 
 
+def test_the_prompt_is_read_without_the_continuation(opened):
+    """So that a reducer which is attached keeps the tokens that it keeps when the model writes."""
+    texts = [" yes", " yes red", " yes red dog in the image"]
+    tokens = [len(opened.model.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    lengths = []
+
+    def note(model, args, kwargs):
+        lengths.append(kwargs["input_ids"].shape[1])
+
+    handle = opened.model.model.register_forward_pre_hook(note, with_kwargs=True)
+    opened.model.loglikelihood([("What is it?", text, [PICTURES[0]]) for text in texts])
+    handle.remove()
+    prompt = lengths[0]
+    assert lengths == [length for n in tokens for length in (prompt, n - 1) if length]
+
+
 def test_the_greedy_continuation_is_told(opened, monkeypatch):
     target = opened.model.tokenizer(" yes red", add_special_tokens=False).input_ids
+    parts = itertools.cycle([target[:1], target[1:]])  # after the prompt, and after the target's own first tokens
 
     def forced(inputs):
-        """Logits that want " yes red" after the prompt."""
-        length = inputs["input_ids"].shape[1]
-        logits = torch.zeros(1, length, len(opened.model.tokenizer))
-        for place, token in enumerate(target):
-            logits[0, length - len(target) - 1 + place, token] = 5.0
+        """Logits that want " yes red"."""
+        wanted = next(parts)
+        logits = torch.zeros(1, inputs["input_ids"].shape[1], len(opened.model.tokenizer))
+        logits[0, range(-len(wanted), 0), wanted] = 5.0
         return logits
 
     monkeypatch.setattr(opened.model, "_forward", forced)

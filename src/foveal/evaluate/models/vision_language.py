@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,16 +32,21 @@ class VisionLanguage:
         model: with ``generate``, in evaluation mode; methods may be attached to it.
         processor: makes its inputs; its chat template, if it has one, is filled with one user turn.
         batch_size: most requests at once.
-        options: further arguments of ``generate``, such as a ``logits_processor``.
+        options: further arguments of ``generate``; or what makes them from the inputs of each batch, as a
+            ``logits_processor`` needs that looks at the pictures.
     """
 
     kind: Kind = "vision-language"
 
     def __init__(
-        self, model: Any, processor: Any, batch_size: int = 32, options: Mapping[str, Any] | None = None
+        self,
+        model: Any,
+        processor: Any,
+        batch_size: int = 32,
+        options: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
-        self.options = dict(options or {})
+        self.options = options or {}
         self.tokenizer = processor.tokenizer
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
@@ -126,7 +132,8 @@ class VisionLanguage:
     def _generate(self, batch: Sequence[Request], max_new_tokens: int, arguments: Mapping[str, Any]) -> list[str]:
         inputs = self._inputs(batch)
         greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-        settings = {**greedy, "pad_token_id": self.tokenizer.pad_token_id, **self.options, **arguments}
+        options = self.options(inputs) if callable(self.options) else self.options
+        settings = {**greedy, "pad_token_id": self.tokenizer.pad_token_id, **options, **arguments}
         written = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         prompt = inputs["input_ids"]
         if written.shape[1] >= prompt.shape[1] and torch.equal(written[:, : prompt.shape[1]], prompt):
@@ -137,18 +144,20 @@ class VisionLanguage:
     def _forward(self, inputs: Mapping[str, Any]) -> Tensor:
         return self.model(**inputs).logits
 
-    def _logits(self, inputs: Any, target: Tensor) -> Tensor:
-        """Logits, (t, v), that predict each of t target tokens written after the prompt of one request."""
-        prompt = inputs["input_ids"]
-        longer = {}
-        for name, value in inputs.items():
-            if isinstance(value, Tensor) and value.shape == prompt.shape:  # one number for each token
-                tail = torch.zeros_like(target) if name != "attention_mask" else torch.ones_like(target)
-                longer[name] = torch.cat([value, target if name == "input_ids" else tail.to(value.dtype)], 1)
-            else:
-                longer[name] = value
-        logits = self._forward(longer)
-        return logits[0, -target.shape[1] - 1 : -1].float()
+    def _logits(self, inputs: Mapping[str, Any], target: Tensor) -> Tensor:
+        """Logits, (t, v), that predict each of t target tokens written after the prompt of one request.
+
+        The prompt is read before the target: a method that is attached must not choose its tokens by the answer.
+        """
+        from transformers import DynamicCache
+
+        parameters = inspect.signature(self.model.forward).parameters
+        cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        cached = {"cache" if "cache" in parameters else "past_key_values": cache, "use_cache": True}
+        logits = self._forward({**inputs, **cached})[0, -1:]
+        if target.shape[1] > 1:
+            logits = torch.cat([logits, self._forward({"input_ids": target[:, :-1], **cached})[0]])
+        return logits.float()
 
     def _inputs(self, batch: Sequence[Request]) -> Any:
         """Token ids, masks and pixels of a batch whose requests have equally many pictures."""
