@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import foveal
 from foveal.compress.base import keep_count
 from foveal.compress.gsearch import LayerwiseKeep
-from foveal.compress.gsearch_keep import _received
 
 from . import reference
 from .tiny import BY_NAME, IMAGE, join
@@ -65,19 +62,6 @@ def test_choice_against_a_slow_loop(name, positions):
         want, choices = reference.run(model, single, prompt, choose, lambda layer: positions == "compact")
         assert kept == choices
         torch.testing.assert_close(logits[row, -1:], want, atol=1e-5, rtol=1e-5)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 300), st.integers(0, 10_000))
-def test_attention_received(groups, heads, n, seed):
-    """Instructions longer than the block in memory, grouped heads, rows that see no later token."""
-    rng = torch.Generator().manual_seed(seed)
-    query, key = torch.randn(heads * groups, n, 4, generator=rng), torch.randn(heads, n, 4, generator=rng)
-    rows = torch.randperm(n, generator=rng)[: max(1, n - 3)].sort().values
-    query = query[:, rows]
-    logits = query @ key.repeat_interleave(groups, 0).mT / 2
-    logits = logits.masked_fill(torch.arange(n) > rows[:, None], -torch.inf)
-    torch.testing.assert_close(_received(query, key, rows), logits.softmax(-1).mean((0, 1)))
 
 
 def test_answers_do_not_ask():

@@ -197,8 +197,10 @@ class AIM(PrefillReducer):
             return None
         if keep == 0:
             return places[:0]
-        query, key = before.queries_and_keys(sample)
+        first = int(is_image.nonzero()[0])  # votes only go back: tokens in front of the first image need no queries
+        query, key = before.queries_and_keys(sample, torch.arange(first, len(places)))
         importance = causal_importance(query, key, self.tau, self.iters, self.damping, before.spend)
+        places, is_image = places[first:], is_image[first:]
         kept = prune_step(importance.to(places.device), is_image, keep)
         return places[kept[is_image[kept]]]
 

@@ -4,11 +4,12 @@ Two ways to the same number: from logits that are there, and from queries and ke
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from foveal.compress.scores import ROWS, attention_logits
 
 BLOCK = 2**22
 """Entries of the attention, all heads together, that are held at a time: 16 MB in float32."""
@@ -47,33 +48,38 @@ def pagerank_importance(
 
 @torch.no_grad()
 def causal_importance(
-    query: Float[Tensor, "h l d"],
+    query: Float[Tensor, "h q d"],
     key: Float[Tensor, "hkv l d"],
     tau: float,
     iters: int,
     damping: float,
     spend: Callable[[int], None] = lambda flops: None,
     block: int = BLOCK,
-) -> Float[Tensor, " l"]:
-    """`pagerank_importance` of causal attention, with ``block`` entries of it in memory at a time.
+) -> Float[Tensor, " q"]:
+    """`pagerank_importance` of the last q of l tokens under causal attention, at most ``block`` entries at a time.
 
-    A token gets votes from itself and later tokens alone. So the rows are gone through from the last to the first, and
-    once the votes of a block have been cast its own d of that step is complete and can vote in the next: all steps are
-    done in one pass, each block of attention computed once. ``spend`` is told the FLOPs.
+    A token gets votes from itself and later tokens alone: tokens in front of these q need no queries. The rows are gone
+    through from the last to the first. Once a block has got the votes of all later ones, each of its steps needs only
+    the block itself, and all its votes for earlier tokens are cast together: the attention is computed once, where it
+    is not masked, and read from memory once. ``spend`` is told the FLOPs.
     """
-    heads, length, width = query.shape
+    (heads, count, width), length = query.shape, key.shape[1]
     exact = torch.promote_types(query.dtype, torch.float32)
-    key = key.to(exact).repeat_interleave(heads // len(key), 0)
-    rank = query.new_zeros(iters + 1, heads, length, dtype=exact)
-    rank[0] = 1 / length
-    rows = max(1, block // (heads * length))
-    for end in range(length, 0, -rows):
+    query, key = query.to(exact) / (width**0.5 * tau), key.to(exact)
+    earlier = length - count
+    rank = query.new_zeros(heads, iters + 1, count)
+    rank[:, 0] = 1 / length
+    rows = max(1, min(ROWS, block // (heads * length)))  # few: a block's entries above the diagonal are in vain
+    for end in range(count, 0, -rows):
         first = max(0, end - rows)
-        logits = query[:, first:end].to(exact) @ key[:, :end].transpose(1, 2) / (width**0.5 * tau)
-        later = torch.ones(end - first, end, dtype=torch.bool, device=query.device).triu(first + 1)
-        share = logits.masked_fill_(later, -torch.inf).softmax(-1)
-        for now, following in pairwise(rank):
-            following[:, :end] += (1 - damping) * (now[:, None, first:end] @ share)[:, 0]
-            following[:, first:end] += damping / length
-        spend(2 * heads * (end - first) * end * (width + iters))
-    return rank[-1].square().mean(0).sqrt()
+        logits = attention_logits(query[:, first:end], key[:, : earlier + end])
+        later = torch.ones(end - first, end - first, dtype=torch.bool, device=query.device).triu(1)
+        logits[:, :, earlier + first :].masked_fill_(later, -torch.inf)
+        share = logits.softmax(-1)[:, :, earlier:]
+        before, within = share[:, :, :first], share[:, :, first:]
+        own = rank[:, :, first:end]
+        for step in range(iters):
+            own[:, step + 1] += (1 - damping) * (own[:, step, None] @ within)[:, 0] + damping / length
+        rank[:, 1:, :first] += (1 - damping) * (own[:, :-1] @ before)
+        spend(2 * heads * (end - first) * ((earlier + end) * width + end * iters))
+    return rank[:, -1].square().mean(0).sqrt()

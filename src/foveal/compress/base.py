@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from foveal.compress.scores import instruction_attention
+
 Rope = tuple[Tensor, Tensor]
 """cos and sin of the rotary positions, each (1 or B, L, d); older transformers put the 3 axes of mRoPE in front."""
 
@@ -66,6 +68,8 @@ class LayerInput:
     """Takes FLOPs that the ranking costs, for the report; `queries_and_keys` accounts for its own."""
     previous: "LayerInput | None" = None
     """What the layer before processed, for reducers with ``looks_back``."""
+    cache: Any = None
+    """Where ``previous`` has put its keys; None when the prefill keeps none, and at the layer that is yet to run."""
 
     def sample(self, sample: int) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
         """Where the n valid tokens of one sample stand in the sequence, and which of them are image tokens."""
@@ -94,28 +98,52 @@ class LayerInput:
             found += [(int(owner[0]), own)] if len(own) else []
         return found
 
+    def attention_from(self, sample: int, rows: Int[Tensor, " q"]) -> Float[Tensor, " n"]:
+        """Causal attention of this layer that each of a sample's n valid tokens receives from those at ``rows``.
+
+        Mean over heads and rows, softmax over all n, in float32.
+        """
+        query, key = self.queries_and_keys(sample, rows)
+        self.spend(2 * query.numel() * key.shape[1])
+        columns = torch.arange(key.shape[1], device=key.device)
+        return instruction_attention(query, key, columns <= rows.to(key.device)[:, None]).to(rows.device)
+
     @torch.no_grad()
     def queries_and_keys(
         self, sample: int, rows: Int[Tensor, " q"] | None = None
     ) -> tuple[Float[Tensor, "h q d"], Float[Tensor, "hkv n d"]]:
-        """Rotated queries of ``rows`` and keys of all n valid tokens of one sample, by this layer's own projections.
+        """Rotated queries of ``rows`` and keys of all n valid tokens of one sample, as in this layer's own attention.
 
         ``rows`` count among the valid tokens; None takes all. query · key / √d are the layer's logits. The layer runs
-        its own kernel later, untouched.
+        its own kernel, untouched. Keys that it has left in the cache are read there; the rest is projected again.
         """
         attention = self.module.self_attn
-        device = next(self.module.parameters()).device  # a model may be spread over several
         places = self.tokens.valid[sample].nonzero()[:, 0].to(self.hidden.device)
-        x = self.module.input_layernorm(self.hidden[sample, places].detach().to(device))
-        cos, sin = (_of_sample(part.to(device), sample, attention)[places.to(device)] for part in self.rope)
-        key = _rotate(_heads(attention, "k", x), cos, sin)
-        if rows is not None:
-            x, cos, sin = x[rows], cos[rows], sin[rows]
-        query = _rotate(_heads(attention, "q", x), cos, sin)
-        self.spend(2 * x.shape[-1] * (key.numel() + query.numel()))
+        key = self._stored_keys(sample, places)
+        if key is None:
+            key = self._project("k", sample, places)
+        query = self._project("q", sample, places if rows is None else places[rows.to(places.device)])
         usual = query.shape[-1] ** -0.5
         scaling = getattr(attention, "scaling", usual)
         return query if math.isclose(scaling, usual) else query * (scaling / usual), key
+
+    def _stored_keys(self, sample: int, places: Int[Tensor, " n"]) -> Float[Tensor, "hkv n d"] | None:
+        """The keys in the cache, if the layer has run and the cache holds them as they are (not quantized, say)."""
+        layers = [] if self.cache is None else self.cache.layers
+        keys = layers[self.layer].keys if self.layer < len(layers) else None
+        if not isinstance(keys, Tensor) or keys.ndim != 4 or keys.shape[::2] != self.hidden.shape[:2]:
+            return None
+        return keys[sample].detach()[:, places.to(keys.device)].to(next(self.module.parameters()).device)
+
+    def _project(self, which: str, sample: int, places: Int[Tensor, " m"]) -> Float[Tensor, "heads m d"]:
+        """Queries or keys of one sample's tokens at ``places``, by the layer's own norm, projection and positions."""
+        device = next(self.module.parameters()).device  # a model may be spread over several
+        x = self.module.input_layernorm(self.hidden[sample, places].detach().to(device))
+        attention, places = self.module.self_attn, places.to(device)
+        cos, sin = (_of_sample(part.to(device), sample, attention)[places] for part in self.rope)
+        heads = _heads(attention, which, x)
+        self.spend(2 * x.shape[-1] * heads.numel())
+        return _rotate(heads, cos, sin)
 
 
 def _heads(attention: Any, which: str, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a reducer of visual tokens has to beat at the same number of tokens: chance, averaging, and one early drop."""
+"""What a reducer of visual tokens has to beat at the same number: chance, even distances, averaging, one early drop."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -56,6 +56,33 @@ class RandomDrop(PrefillReducer):
         return images[chosen.to(images.device)]
 
 
+class UniformDrop(PrefillReducer):
+    """Before the decoder, keep a share of each sample's image tokens at even distances in raster order.
+
+    Args:
+        ratio: share within (0, 1] of the image tokens; at least one stays.
+    """
+
+    def __init__(self, ratio: float) -> None:
+        super().__init__()
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratio={ratio}: the share of tokens to keep must lie in (0, 1]")
+        self.ratio = ratio
+
+    def select(self, step: LayerInput) -> Keep | None:
+        if step.layer != 0 or not any(step.n_image):
+            return None
+        return [self._even(step, sample, n) for sample, n in enumerate(step.n_image)]
+
+    def _even(self, step: LayerInput, sample: int, n: int) -> Int[Tensor, " keep"] | None:
+        keep = max(1, keep_count(n, self.ratio))
+        if n <= keep:
+            return None
+        places, is_image = step.sample(sample)
+        middles = (torch.arange(keep, device=places.device) + 0.5) * n / keep
+        return places[is_image][middles.long()]
+
+
 class FastV(PrefillReducer):
     """One drop: from ``layer`` on the image tokens stay to which the last token of the prompt attended most before it.
 
@@ -95,10 +122,8 @@ class FastV(PrefillReducer):
         if len(images) <= keep:
             return None
         assert step.previous is not None
-        last = torch.tensor([len(places) - 1], device=step.previous.hidden.device)
-        query, key = step.previous.queries_and_keys(sample, last)
-        key = key.repeat_interleave(len(query) // len(key), 0)
-        attention = ((query @ key.mT).float() / query.shape[-1] ** 0.5).softmax(-1).mean((0, 1)).to(places.device)
+        last = torch.tensor([len(places) - 1], device=places.device)
+        attention = step.previous.attention_from(sample, last)
         return images[attention[is_image].topk(keep).indices.sort().values]
 
 

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from foveal.compress.anatomy import Anatomy
 from foveal.compress.base import LayerInput, keep_count
 from foveal.compress.prefill import Keep
 from foveal.compress.runtime import PrefillReducer
-
-_ROWS = 128
-"""Instruction tokens whose attention is in memory at a time."""
 
 
 class LayerwiseKeep(PrefillReducer):
@@ -69,11 +66,8 @@ class LayerwiseKeep(PrefillReducer):
         places, is_image = step.sample(sample)
         if int(is_image.sum()) <= keep:
             return None
-        rows, before = self._instruction(step, sample, places, is_image), step.previous
-        assert before is not None
-        query, key = before.queries_and_keys(sample, rows.to(before.hidden.device))
-        step.spend(2 * query.numel() * key.shape[1])
-        received = _received(query, key, rows.to(query.device)).to(places.device)
+        assert step.previous is not None
+        received = step.previous.attention_from(sample, self._instruction(step, sample, places, is_image))
         images = places[is_image]
         return images[received[is_image].topk(keep).indices.sort().values]
 
@@ -90,15 +84,3 @@ class LayerwiseKeep(PrefillReducer):
             return rows
         last = may_ask.nonzero()[-1:, 0]
         return last if len(last) else torch.tensor([len(places) - 1], device=places.device)
-
-
-def _received(
-    query: Float[Tensor, "h q d"], key: Float[Tensor, "hkv n d"], rows: Int[Tensor, " q"]
-) -> Float[Tensor, " n"]:
-    """Causal attention that each of n tokens receives from those at ``rows``, mean over heads and rows, in float32."""
-    groups, columns = query.unflatten(0, (len(key), -1)), torch.arange(key.shape[1], device=key.device)
-    total = torch.zeros(key.shape[1], device=key.device)
-    for part, at in zip(groups.split(_ROWS, 2), rows.split(_ROWS), strict=True):
-        logits = (part @ key[:, None].mT).float() / key.shape[-1] ** 0.5
-        total += logits.masked_fill(columns > at[:, None], -torch.inf).softmax(-1).sum((0, 1, 2))
-    return total / (len(query) * len(rows))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveal.compress.anatomy import Anatomy
 from foveal.compress.base import LayerInput, Rope, Tokens
-from foveal.compress.cached import ReducedPrompt
+from foveal.compress.cached import ReducedPrompt, cache_in
 from foveal.compress.masks import causal_mask
 
 Keep = list[Int[Tensor, " k"] | None]
@@ -95,7 +95,7 @@ class Prefill:
             arguments["position_ids"] = stage.positions
         if self.looks_back:
             rope = arguments["position_embeddings"]
-            self.previous = LayerInput(layer, module, hidden, rope, stage.tokens, *seen[1:])
+            self.previous = LayerInput(layer, module, hidden, rope, stage.tokens, *seen[1:], cache=cache_in(arguments))
         return hidden
 
     def _spend(self, flops: int) -> None:

@@ -21,13 +21,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from foveal.compress.anatomy import Anatomy
 from foveal.compress.base import LayerInput, keep_count
 from foveal.compress.prefill import Keep
 from foveal.compress.runtime import PrefillReducer
+from foveal.compress.scores import instruction_attention as instruction_attention
 
 
 def stage_counts(n_image: int, ratios: Sequence[float]) -> list[int]:
@@ -36,23 +37,6 @@ def stage_counts(n_image: int, ratios: Sequence[float]) -> list[int]:
     Raises ValueError for a negative ``n_image`` or a ratio outside [0, 1].
     """
     return [keep_count(n_image, ratio) for ratio in ratios]
-
-
-def instruction_attention(
-    query: Float[Tensor, "h q d"], key: Float[Tensor, "hkv l d"], mask: Bool[Tensor, "q l"] | None = None
-) -> Float[Tensor, " l"]:
-    """Attention that each of l tokens receives, mean over heads and over query rows, in float32.
-
-    Each group of h / hkv query heads shares one key head. ``mask`` is True where a row may look; None: everywhere.
-    Raises ValueError when h is no multiple of hkv.
-    """
-    if query.shape[0] % key.shape[0]:
-        raise ValueError(f"query has {query.shape[0]} heads, no multiple of the {key.shape[0]} heads of key")
-    key = key.repeat_interleave(query.shape[0] // key.shape[0], 0)
-    logits = (query @ key.transpose(1, 2)).float() / query.shape[-1] ** 0.5
-    if mask is not None:
-        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-    return logits.softmax(-1).mean((0, 1))
 
 
 def select_image_tokens(scores: Float[Tensor, " l"], image_index: Int[Tensor, " n"], keep: int) -> Int[Tensor, " keep"]:
@@ -128,8 +112,5 @@ class PyramidDrop(PrefillReducer):
             rows = answer_query_positions(labels[sample, places])
         if not len(rows):
             return None
-        query, key = step.queries_and_keys(sample, rows.to(step.hidden.device))
-        step.spend(2 * query.numel() * key.shape[1])
-        visible = torch.arange(len(places), device=places.device) <= rows[:, None]
-        scores = instruction_attention(query, key, visible.to(query.device)).to(places.device)
+        scores = step.attention_from(sample, rows)
         return places[select_image_tokens(scores, is_image.nonzero()[:, 0], keep)]
