@@ -1,6 +1,7 @@
 """What of the runtime no method's contract shows: its pieces, its books, its errors."""
 
 import copy
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from foveal.compress.masks import causal_mask
 from foveal.compress.pyramiddrop import PyramidDrop
 from foveal.compress.runtime import PrefillReducer
 
+from . import reference
 from .contract import Thin
 from .test_contract import cache_of, continued, generate, later, prefilled
 from .tiny import BY_NAME, IMAGE, KINDS, TEXT, join
@@ -228,6 +230,67 @@ def test_a_short_first_layer_still_counts_the_whole_prompt():
         assert cache.get_seq_length(1) == reducer.layer_lengths[1] < cache.get_seq_length()
         continued(model, cache, later((1, 2)))
         assert cache.get_seq_length() == prompt["input_ids"].shape[1] + 2
+
+
+@torch.no_grad()
+def in_pieces(model, prompt, *cuts):
+    """A prompt of LLaVA's, with each image's pixels in the piece that holds its tokens."""
+    cache, pixels, start = DynamicCache(), iter(prompt["pixel_values"]), 0
+    for end in (*cuts, prompt["input_ids"].shape[1]):
+        ids = prompt["input_ids"][:, start:end]
+        own = [next(pixels) for _ in range(int((ids == IMAGE).sum()) // 16)]
+        pictures = {"pixel_values": torch.stack(own)} if own else {}
+        output = model(input_ids=ids, **pictures, past_key_values=cache, use_cache=True)
+        start = end
+    return output.logits
+
+
+@pytest.mark.parametrize("reducer", [PyramidDrop((2,), (0.5,)), PyramidDrop((2,), (1.0,)), Thin(LLAVA)])
+def test_a_prompt_in_pieces_is_refused(reducer):
+    """Nothing would be dropped of the images that come second, and nobody would notice."""
+    model = LLAVA.model()
+    prompt = LLAVA.single(model, 3, (16, 16), 4, (16, 16), 5)
+    for cuts, held in (((19,), 19), ((23,), 23), ((19, 23), 23), ((3,), 3), ((1, 3), 3)):
+        in_pieces(model, prompt, *cuts)
+        refused = f"images to past_key_values of {held} tokens.*one forward pass.*empty cache"
+        with reducer.attached(model), pytest.raises(ValueError, match=refused):
+            in_pieces(model, prompt, *cuts)
+    whole = generate(model, prompt)
+    if "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters:  # or it cannot do this by itself
+        generate(model, prompt, prefill_chunk_size=12)
+        with reducer.attached(model), pytest.raises(ValueError, match=r"12 tokens.*prefill_chunk_size=None"):
+            generate(model, prompt, prefill_chunk_size=12)
+    with reducer.attached(model):  # the question alone may follow: images cached once serve several
+        in_pieces(model, prompt, 40)
+        cache = prefilled(model, prompt)  # a model or a search may make up image tokens: no picture comes with them
+        continued(model, cache, torch.tensor([[5, IMAGE, IMAGE]]))
+    assert torch.equal(generate(model, prompt).sequences, whole.sequences)
+
+
+def test_images_on_a_cache_from_elsewhere_are_refused():
+    """Such as a system prompt that was cached before the reducer came."""
+    model = LLAVA.model()
+    text, image = LLAVA.singles(model)[2], LLAVA.singles(model)[0]
+    cache = prefilled(model, text)
+    pictures = {"input_ids": image["input_ids"], "pixel_values": image["pixel_values"]}
+    with PyramidDrop((2,), (0.5,)).attached(model), pytest.raises(ValueError, match=r"4 tokens.*detach\(\)"):
+        model(**pictures, past_key_values=cache)
+    assert model(**pictures, past_key_values=cache).logits.shape[1] == 25
+
+
+def test_images_of_a_later_turn_are_never_dropped():
+    model = LLAVA.model(dtype=torch.float64)
+    whole = LLAVA.single(model, 3, (16, 16), 5, 1, 2, (16, 16), 4)
+    ids, pixels = whole["input_ids"], whole["pixel_values"]
+    prompt = {"input_ids": ids[:, :24], "pixel_values": pixels[:1]}
+    for reducer, renumber in ((PyramidDrop((2,), (0.5,)), lambda layer: True), (Thin(LLAVA), lambda layer: layer == 0)):
+        with torch.no_grad(), reducer.attached(model):
+            cache = prefilled(model, prompt)
+            answer = continued(model, cache, ids[:, 24:25])
+            turn = continued(model, cache, ids[:, 25:], pixel_values=pixels[1:])
+        kept = reference.as_kept(reducer.kept[0])
+        want, _ = reference.run(model, whole, 24, kept, renumber)
+        torch.testing.assert_close(torch.cat([answer, turn], 1)[0], want[1:], atol=1e-5, rtol=1e-5)
 
 
 def test_outputs_keep_their_form():

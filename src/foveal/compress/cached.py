@@ -16,6 +16,7 @@ from foveal.compress.anatomy import Anatomy
 from foveal.compress.masks import causal_mask
 
 RECORD = "_foveal_prompt"
+END = "_foveal_prompt_end"
 
 
 def cache_in(arguments: Mapping[str, Any]) -> Any:
@@ -59,9 +60,10 @@ def remember(cache: Any, prompt: ReducedPrompt) -> None:
 
 
 def forget(cache: Any) -> None:
-    """Take the record of an earlier prompt off the cache."""
-    if hasattr(cache, RECORD):
-        delattr(cache, RECORD)
+    """Take the records of an earlier prompt off the cache."""
+    for name in (RECORD, END):
+        if hasattr(cache, name):
+            delattr(cache, name)
 
 
 def recall(cache: Any) -> ReducedPrompt | None:
@@ -69,12 +71,37 @@ def recall(cache: Any) -> ReducedPrompt | None:
     return getattr(cache, RECORD, None)
 
 
+def note_end(cache: Any, tokens: int) -> None:
+    """Note that the prompt goes at least as far as that many tokens."""
+    setattr(cache, END, tokens)
+
+
+def check_whole(cache: Any, new: int, has_pictures: bool) -> None:
+    """Raise ValueError when ``new`` tokens bring images to a prompt that began in an earlier forward pass.
+
+    Images of a later turn of a chat may come: single tokens, the answer, have followed the prompt by then. Several
+    tokens right after a prompt may be a further piece of it.
+    """
+    end, held = getattr(cache, END, None), cache.get_seq_length()
+    if end is not None and end != held:
+        return
+    if has_pictures:
+        raise ValueError(
+            f"input_ids brings images to past_key_values of {held} tokens, the beginning of the same prompt: tokens "
+            "are dropped only from a prompt that comes whole; run all of it in one forward pass on an empty cache "
+            "(prefill_chunk_size=None), or detach() the reducer before the first"
+        )
+    if end is not None and new > 1:
+        note_end(cache, end + new)
+
+
 class _CountsInFull:
     """Generation asks layer 0 how many tokens the cache has seen, to slice prompts and to count positions."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         prompt = recall(self)
-        stored = super().get_seq_length(layer_idx)  # type: ignore[misc]
+        whole: Any = super()  # the cache's own class, see `remember`
+        stored: int = whole.get_seq_length(layer_idx)
         if prompt is None or layer_idx != 0 or stored == 0:
             return stored
         assert prompt.valid[0] is not None

@@ -19,7 +19,7 @@ from foveal.compress.anatomy import Anatomy, find
 from foveal.compress.base import LayerInput
 from foveal.compress.base import keep_count as keep_count
 from foveal.compress.base import visual_flops as visual_flops
-from foveal.compress.cached import Continuation, cache_in, forget, recall, remember
+from foveal.compress.cached import Continuation, cache_in, check_whole, forget, note_end, recall, remember
 from foveal.compress.prefill import Keep, Prefill
 from foveal.compress.report import Report, Run
 
@@ -39,8 +39,9 @@ class PrefillReducer:
     Subclasses write `select`, and `check` if not every model will do. ``positions`` says what becomes of the position
     numbers when tokens go: "compact" renumbers the rest 0, 1, … at every drop, "compact_first" only for a drop at
     layer 0, "original" never. Works with batches padded on either side, any way of generating, caches that the user
-    keeps between turns, gradients and gradient checkpointing, and decoder layers that were compiled one by one. Tokens
-    that are added to a cache later, images too, are never dropped.
+    keeps between turns, gradients and gradient checkpointing, and decoder layers that were compiled one by one. The
+    prompt must come whole: ValueError where its images follow in a second forward pass on the same cache, as with
+    ``prefill_chunk_size``. What later turns of a chat add to the cache, images too, is never dropped.
     """
 
     looks_back = False
@@ -207,8 +208,9 @@ class PrefillReducer:
             raise ValueError("past_key_values is a static cache, its layers cannot differ in length; use DynamicCache")
         self._pass = None
         if _cached_length(kwargs):
+            tokens = ids if ids is not None else kwargs["inputs_embeds"]
+            check_whole(cache, tokens.shape[1], _has_pictures(kwargs))
             if recall(cache) is not None:
-                tokens = ids if ids is not None else kwargs["inputs_embeds"]
                 self._pass = Continuation(anatomy, cache, kwargs, *tokens.shape[:2])
             return
         if cache is not None:
@@ -252,8 +254,10 @@ class PrefillReducer:
         assert anatomy is not None
         run.previous = None
         reduced = run.reduced()
-        if run.cache is not None and reduced is not None:
-            remember(run.cache, reduced)
+        if run.cache is not None:
+            note_end(run.cache, run.stages[0].tokens.valid.shape[1])
+            if reduced is not None:
+                remember(run.cache, reduced)
         rows: dict[int, list[Tensor]] = {}
         stages = run.processed
         for stage in stages:
@@ -290,10 +294,15 @@ def _padding(mask: Any, ids: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
     return mask.to(ids.device, torch.bool)
 
 
+def _has_pictures(kwargs: Mapping[str, Any]) -> bool:
+    """Do pictures come along? Image tokens alone may as well be words that a model or a search has made up."""
+    pictures = [value for name, value in kwargs.items() if name.startswith(("pixel_values", "image_hidden"))]
+    return any(value is not None and len(value) for value in [*pictures, *_encoded(kwargs).values()])
+
+
 def _check_pictures(anatomy: Anatomy, ids: Int[Tensor, "b l"], kwargs: Mapping[str, Any]) -> None:
     """Pictures and their placeholders come together."""
-    pictures = [value for name, value in kwargs.items() if name.startswith(("pixel_values", "image_hidden"))]
-    given = any(value is not None and len(value) for value in [*pictures, *_encoded(kwargs).values()])
+    given = _has_pictures(kwargs)
     marked = bool(torch.isin(ids, torch.tensor(anatomy.placeholders, device=ids.device)).any())
     if given and not marked:
         raise ValueError(
