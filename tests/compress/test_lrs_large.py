@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from foveal.compress import lrs_focus_pyramid
 from foveal.compress.lrs import LargeImageLlava, LazyPyramid, RegionFocusModule, build_pyramid, coarse_to_fine
+from foveal.data import windows
 from foveal.data.windows import PictureFile
 from foveal.data.world import World, WorldConfig
 from foveal.data.world.draw import draw
@@ -52,6 +54,28 @@ def test_tiles_are_those_of_a_tensor(tmp_path, monkeypatch, name, size, window):
         torch.testing.assert_close(
             lazy[level][rows[some], columns[some]], tiles[rows[some], columns[some]], atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("name", ["picture.png", "picture.tif"])
+def test_a_level_is_decoded_in_one_pass(tmp_path, monkeypatch, name):
+    """All rows of tiles on one way down the file: no row is decoded twice, and never many of them at once."""
+    monkeypatch.setattr(lrs_focus_pyramid, "WINDOW_PIXELS", 2400)  # 40 rows
+    monkeypatch.setattr(windows, "ROWS_AT_ONCE", 16)
+    save(tmp_path / name, np.random.default_rng(0).integers(0, 256, (200, 60, 3), dtype=np.uint8))
+    pyramid = LazyPyramid(PictureFile(tmp_path / name), MEAN, STD, tile=32, base_long_side=96)
+    passes, boxes = [], []
+    begin, fetch = PictureFile._open, PictureFile._fetch
+    monkeypatch.setattr(PictureFile, "_open", lambda self: passes.append(self) or begin(self))
+    monkeypatch.setattr(PictureFile, "_fetch", lambda self, source, box: boxes.append(box) or fetch(self, source, box))
+    for level, (rows, columns, *_) in ((level, pyramid[level].shape) for level in range(len(pyramid))):
+        passes.clear()
+        boxes.clear()
+        pyramid[level][torch.tensor([rows - 1, 0, rows // 2]), torch.tensor([0, columns - 1, 0])]
+        assert len(passes) == 1
+        assert len(boxes) > 1 or rows == 1
+        if name == "picture.png":  # of tiled files the parts that are met are decoded, whichever
+            assert max(bottom - top for top, bottom, _, _ in boxes) <= 16
+            assert all(above[1] <= below[0] for above, below in pairwise(boxes))
 
 
 def test_a_scene_of_the_world_from_disk(tmp_path):
