@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BertConfig, BertLMHeadModel, ViTConfig, ViTModel
 
 from foveal.curate.tldr import CodebookCaptioner, caption_ids, load_captioner, save_captioner, vector_quantize
-from foveal.curate.tldr_train import small_captioner
+from foveal.curate.tldr_train import Reseeding, small_captioner
 from foveal.zoo.nano.bpe import clip_tokenizer
 
 torch.set_num_threads(1)
@@ -135,6 +135,19 @@ def test_dead_codes(captioner, tokenizer):
     tokens = captioner.tokens(pictures()).detach().flatten(0, 1)
     assert float(torch.cdist(captioner.codebook[~used].detach(), tokens).min(1).values.max()) < 1e-3
     assert int(captioner.usage.sum()) == 0
+
+
+def test_codes_are_looked_after_in_the_first_half_of_training(captioner, tokenizer):
+    captioner.train()
+    captioner(pictures(), *caption_ids(TEXTS, tokenizer))
+    captioner.usage[4:] = 0  # fewer than half of nine
+    reseeding, before, changed = Reseeding(40, seed=0), captioner.codebook.detach().clone(), []
+    for step in range(1, 81):
+        reseeding(captioner)
+        if not torch.equal(captioner.codebook, before):
+            changed.append(step)
+            before = captioner.codebook.detach().clone()
+    assert changed == [20, 40]
 
 
 def test_saved_and_loaded(captioner, tokenizer, tmp_path):

@@ -172,9 +172,9 @@ def _write_report(out: Path, reduced: Reduced) -> list[Path]:
     for reason in dict.fromkeys(example.reason for example in reduced.examples):
         shown, said = [], []
         for example in (example for example in reduced.examples if example.reason == reason):
-            score = f" [{example.itm:.2f}]" if reason == MISMATCHED else ""
+            score = f"[{example.itm:.2f}] " if reason == MISMATCHED else ""
             shown.append(example.picture)
-            said.append(example.caption + score)
+            said.append(score + example.caption)
             if example.instead is not None:
                 shown.append(example.instead)
                 said.append("kept instead")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from foveal.curate.tldr_codes import vector_quantize
 from foveal.data.files import write_atomically
+from foveal.zoo.quiet import quiet_loading
 
 PROMPT = "a picture of "
 CONFIG, CODEBOOK = "captioner.json", "codebook.safetensors"
@@ -192,7 +193,8 @@ def save_captioner(model: CodebookCaptioner, tokenizer: Any, folder: Path) -> No
         part: Any = getattr(model, name)
         if not hasattr(part, "save_pretrained"):
             raise ValueError(f"{name} is a {type(part).__name__}: only models of transformers can be saved")
-        part.save_pretrained(folder / name)
+        with quiet_loading():
+            part.save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / "tokenizer")
     write_atomically(folder / CODEBOOK, save({"codebook": model.codebook.detach().contiguous()}))
     classes = {name: type(getattr(model, name)).__name__ for name in ("vision", "decoder")}
@@ -215,7 +217,8 @@ def load_captioner(folder: Path) -> tuple[CodebookCaptioner, Any]:
         kind = getattr(transformers, str(about.get(name)), None)
         if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
             raise ValueError(f"{folder / CONFIG}: {name}={about.get(name)!r} is no model of transformers")
-        parts[name] = kind.from_pretrained(folder / name, use_safetensors=True, local_files_only=True)
+        with quiet_loading():
+            parts[name] = kind.from_pretrained(folder / name, use_safetensors=True, local_files_only=True)
     codebook = load((folder / CODEBOOK).read_bytes())["codebook"]
     model = CodebookCaptioner(**parts, num_codes=len(codebook), dim=codebook.shape[1], beta=about["beta"])
     model.legacy = bool(about["legacy"])

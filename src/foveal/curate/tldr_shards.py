@@ -135,7 +135,7 @@ def reduce_shards(
         "settings": {**settings, "codes and scores by": parts.measured_by, "captions by": parts.described_by},
         "shards": [path.name for path in written.paths],
     }
-    picked = _picked(chosen, itm, examples)
+    picked = _picked(chosen, codes, itm, examples)
     return Reduced(written.paths, report, _examples(paths, measured, chosen, itm, picked, change))
 
 
@@ -146,19 +146,29 @@ def _by_shard(measured: Measured, chosen: Chosen) -> dict[int, dict[int, int]]:
     return dict(kept)
 
 
-def _picked(chosen: Chosen, itm: Float[torch.Tensor, " n"], count: int) -> list[tuple[int, int | None]]:
-    """Samples to show, a redundant one with a kept one of its cluster: the worst matches, an even choice of others."""
-    instead = {int(chosen.labels[number]): number for number in reversed(chosen.keep.tolist())}
+def _picked(
+    chosen: Chosen, codes: Int[torch.Tensor, "n t"], itm: Float[torch.Tensor, " n"], count: int
+) -> list[tuple[int, int | None]]:
+    """Samples to show, a redundant one with the kept one of its cluster that shares most codes in place with it.
+
+    Of the mismatched the worst, of others an even choice.
+    """
+    filled = set(chosen.labels[chosen.keep].tolist())
+
+    def nearest(number: int) -> int | None:
+        mates = chosen.keep[chosen.labels[chosen.keep] == chosen.labels[number]]
+        return int(mates[(codes[mates] == codes[number]).sum(1).argmax()]) if len(mates) else None
+
     picked: list[tuple[int, int | None]] = []
     for reason in (KEPT, REDUNDANT, MISMATCHED):
         numbers = [number for number, found in enumerate(chosen.reasons) if found == reason]
         if reason == MISMATCHED:
             numbers = sorted(numbers, key=lambda number: float(itm[number]))[:count]
         if reason == REDUNDANT:
-            numbers = [number for number in numbers if int(chosen.labels[number]) in instead] or numbers
+            numbers = [number for number in numbers if int(chosen.labels[number]) in filled] or numbers
         step = max(1, len(numbers) // max(count, 1))
         for number in numbers[::step][:count]:
-            picked.append((number, instead.get(int(chosen.labels[number])) if reason == REDUNDANT else None))
+            picked.append((number, nearest(number) if reason == REDUNDANT else None))
     return picked
 
 

@@ -19,8 +19,6 @@ from foveal.zoo.nano.bpe import clip_tokenizer
 
 LONGEST = 30
 """Tokens of a caption, start and end included."""
-RESEED_EVERY = 100
-"""Steps after which unused codes are looked for."""
 
 
 def small_captioner(
@@ -93,7 +91,9 @@ def train_captioner(
         ids, mask = caption_ids([sample.caption for sample in usable], tokenizer, LONGEST)
         return {"images": captioner_pixels([sample.image for sample in usable], model), "ids": ids, "mask": mask}
 
-    config = FitConfig(lr=1e-3, batch_size=batch_size, seed=seed, save_every=200, after_step=_Reseed(seed))
+    config = FitConfig(
+        lr=1e-3, batch_size=batch_size, seed=seed, save_every=200, after_step=Reseeding(steps // 2, seed)
+    )
     batches = ShardBatches(shards, batch_size, collate)
     fit(model, batches, steps=steps, loss=_loss, config=config, out=folder / "training")
     model = model.cpu().eval()
@@ -106,13 +106,17 @@ def _loss(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"loss": out.loss, "lm": out.lm, "vq": out.vq}
 
 
-class _Reseed:
-    """After every `RESEED_EVERY` steps."""
+class Reseeding:
+    """For `FitConfig.after_step`: looks for unused codes every 20 steps until step ``last``, then leaves them alone.
 
-    def __init__(self, seed: int) -> None:
-        self.steps, self.generator = 0, torch.Generator().manual_seed(seed)
+    A codebook that starts around zero collapses within a few steps: all tokens are nearest to the same few codes. So
+    this does not wait until 5 % are left, as `reseed_dead_` does by default, but keeps half of the codes in use.
+    """
+
+    def __init__(self, last: int, seed: int) -> None:
+        self.step, self.last, self.generator = 0, last, torch.Generator().manual_seed(seed)
 
     def __call__(self, model: CodebookCaptioner) -> None:
-        self.steps += 1
-        if self.steps % RESEED_EVERY == 0:
-            model.reseed_dead_(self.generator)
+        self.step += 1
+        if self.step % 20 == 0 and self.step <= self.last:
+            model.reseed_dead_(self.generator, least=0.5)
