@@ -1,0 +1,94 @@
+"""One backbone and one decoder for all arms of GRAIN's recipe; what differs is the loss."""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from foveal.nn.cosine import unit_rows
+from foveal.nn.text import TextTransformer
+from foveal.nn.vit import VisionTransformer
+from foveal.pretrain.grain import (
+    GrainDecoder,
+    GrainObjective,
+    class_prototypes,
+    image_caption_loss,
+    region_description_loss,
+    zero_shot_logits,
+)
+from foveal.recipes._creatures import LONGEST, SIZE, WORDS, Parts, prompts, tokenize
+
+WIDTH, QUERIES = 64, 5
+
+
+class Tokens(nn.Module):
+    """The image tower as `GrainObjective` wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = VisionTransformer(SIZE, 8, WIDTH, 3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.vit.tokens(images)
+
+
+class CreatureTowers(nn.Module):
+    """``loss``: "captions", "descriptions" (as further captions), "similarity" (regions without boxes) or "grain"."""
+
+    def __init__(self, loss: str) -> None:
+        super().__init__()
+        text = TextTransformer(LONGEST, len(WORDS), WIDTH, 2, 4, output_dim=WIDTH)
+        decoder = GrainDecoder(WIDTH, WIDTH, QUERIES, WIDTH, 4, 2, 2 * WIDTH, dropout=0.0)
+        self.kind, self.objective = loss, GrainObjective(Tokens(), text, decoder)
+
+    def forward(
+        self, images: Tensor, ids: Tensor, mask: Tensor, desc_ids: Tensor, desc_mask: Tensor, *where: Tensor
+    ) -> Tensor:
+        if self.kind == "grain":
+            return self.objective(images, ids, mask, desc_ids, desc_mask, *where).loss
+        valid, objective = where[1], self.objective
+        found, scale = objective.decoder(objective.vision(images)), objective.logit_scale()
+        loss = image_caption_loss(found.image, objective.text(ids, mask), scale)
+        if self.kind == "captions":
+            return loss
+        said = objective.text(desc_ids[valid], desc_mask[valid])
+        desc = said.new_zeros(*valid.shape, said.shape[1]).index_put((valid,), said)
+        if self.kind == "similarity":
+            return loss + region_description_loss(found.regions, desc, valid, alike(found.regions, desc, valid), scale)
+        parts = [
+            image_caption_loss(found.image[row], desc[row, slot], scale)
+            for slot, row in enumerate(valid.T)
+            if row.any()
+        ]
+        return loss + torch.stack(parts).mean()
+
+    def clamp(self) -> None:
+        self.objective.logit_scale.clamp_()
+
+    @torch.no_grad()
+    def accuracy(self, images: Tensor, labels: Tensor, classes: tuple[Parts, ...]) -> float:
+        """Zero-shot, in percent, from descriptions."""
+        texts = [(row, text) for row, parts in enumerate(classes) for text in prompts(parts)]
+        vectors = self.objective.text(*tokenize([text for _, text in texts]))
+        prototypes = class_prototypes(vectors, torch.tensor([row for row, _ in texts]), len(classes))
+        scores = zero_shot_logits(self.objective.encode_image(images), prototypes)
+        return 100 * (scores.argmax(1) == labels).float().mean().item()
+
+    @torch.no_grad()
+    def recall(self, images: Tensor, captions: list[str]) -> float:
+        """How often an image finds its own caption among all different ones, in percent."""
+        texts = list(dict.fromkeys(captions))
+        vectors = unit_rows(self.objective.text(*tokenize(texts)))
+        best = (unit_rows(self.objective.encode_image(images)) @ vectors.T).argmax(1)
+        return 100 * sum(texts[int(i)] == own for i, own in zip(best, captions, strict=True)) / len(captions)
+
+
+@torch.no_grad()
+def alike(regions: Tensor, desc: Tensor, valid: Tensor) -> Tensor:
+    """The assignment of descriptions to regions by their cosines, where no box says which is which."""
+    scores = unit_rows(regions) @ unit_rows(desc).mT
+    match = torch.full(regions.shape[:2], -1, dtype=torch.int64)
+    for row, table, seen in zip(match, scores, valid, strict=True):
+        places = seen.nonzero()[:, 0]
+        queries, columns = linear_sum_assignment(-table[:, places].numpy())
+        row[torch.from_numpy(queries)] = places[torch.from_numpy(columns)]
+    return match
