@@ -158,7 +158,7 @@ class UNITER(nn.Module):
         text_mask, region_mask = text_mask.bool(), region_mask.bool()
         features, positions = mask_regions(region_features, ~region_mask), mask_regions(region_positions, ~region_mask)
         text = self.embeddings(input_ids.masked_fill(~text_mask, 0))
-        kind = self.embeddings.token_type_embeddings.weight[1]
+        kind = self.embeddings.token_type_embeddings(input_ids.new_ones(()))
         regions = self.img_embeddings(features, positions, kind, masked_regions)
         hidden_score = HIDDEN_SCORE * ~torch.cat([text_mask, region_mask], 1)[:, None, None]
         sequence = torch.cat([text, regions], 1)

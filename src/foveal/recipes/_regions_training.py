@@ -1,0 +1,96 @@
+"""Pre-training on captions and regions by tasks in turn, and fine-tuning on questions."""
+
+from collections.abc import Sequence
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from foveal.lab import Run
+from foveal.pretrain.uniter import (
+    UNITERForPretraining,
+    UNITERObjective,
+    mask_regions,
+    mask_tokens,
+    replace_images,
+    sample_region_mask,
+)
+from foveal.pretrain.uniter_model import INPUTS
+from foveal.recipes import _regions_words as words
+from foveal.recipes._regions import Regions
+from foveal.train import FitConfig, fit
+
+
+def pretrain(
+    run: Run,
+    model: UNITERForPretraining,
+    data: Regions,
+    tasks: Sequence[str],
+    steps: int,
+    joint: bool,
+    wra_weight: float,
+    shuffled: bool,
+) -> None:
+    """``joint``: words and regions are hidden in the same pass. ``shuffled``: captions of other scenes."""
+    ids = words.encode([words.caption(things) for things in data.things])
+    ids = ids[torch.randperm(len(ids), generator=run.generator("shuffle"))] if shuffled else ids
+    turn, rng = cycle(tasks), run.generator("tasks")
+
+    def loss(objective: UNITERObjective, parts: Sequence[Tensor]) -> Tensor:
+        task, batch = next(turn), data.batch(*parts)
+        if task == "itm":
+            return objective(task, replace_images(batch, generator=rng)).loss
+        batch = masked(batch, rng)
+        if joint or task == "mlm":
+            batch["input_ids"] = batch["hidden_ids"]
+        if joint and task == "mlm":
+            batch["region_features"] = mask_regions(batch["region_features"], batch["masked_regions"])
+        return objective(task, batch).loss
+
+    objective = UNITERObjective(model, wra_weight=wra_weight)
+    pairs = TensorDataset(ids, torch.arange(len(ids)))
+    fit(objective, pairs, steps=run.steps(steps), loss=loss, config=FitConfig(lr=1e-3), on=run)
+
+
+def masked(batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+    """The batch with masks of both sides drawn; which of them apply is the task's matter."""
+    ids, seen = batch["input_ids"], batch["region_mask"]
+    hidden, labels = mask_tokens(
+        ids,
+        (ids > 1) & (ids < words.CLS - 1),
+        words.MASK,
+        uniform=torch.rand(ids.shape, generator=rng),
+        random_ids=torch.randint(2, words.CLS - 1, ids.shape, generator=rng),
+    )
+    regions = sample_region_mask(seen, uniform=torch.rand(seen.shape, generator=rng))
+    return {**batch, "hidden_ids": hidden, "labels": labels, "masked_regions": regions}
+
+
+class Answerer(nn.Module):
+    """The pooled vector -> one of the answers."""
+
+    def __init__(self, model: UNITERForPretraining) -> None:
+        super().__init__()
+        self.uniter = model.uniter
+        self.head = nn.Linear(model.uniter.config.hidden_size, len(words.ANSWERS))
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.head(self.uniter(*(batch[name] for name in INPUTS))[1])
+
+
+def vqa(run: Run, model: UNITERForPretraining, data: Regions, test: Regions, steps: int) -> float:
+    """Fine-tunes the model on one question about each scene; accuracy on later scenes in percent."""
+    answerer = run.build(Answerer, model)
+
+    def loss(answerer: Answerer, parts: Sequence[Tensor]) -> Tensor:
+        return F.cross_entropy(answerer(data.batch(*parts[:2])), parts[2])
+
+    ids, answers = words.asked(data.things, run.rng("questions"))
+    asked = TensorDataset(ids, torch.arange(len(ids)), answers)
+    fit(answerer, asked, steps=run.steps(steps), loss=loss, config=FitConfig(lr=5e-4), on=run)
+    ids, answers = words.asked(test.things, run.rng("later questions"))
+    with torch.no_grad():
+        said = answerer(test.batch(ids, torch.arange(len(ids)))).argmax(1)
+    return 100 * (said == answers).float().mean().item()
