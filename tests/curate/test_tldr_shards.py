@@ -12,14 +12,10 @@ from foveal.curate.tldr_train import captioner_pixels, train_captioner
 from foveal.data.record import Sample
 from foveal.data.webdataset import Shards, write_shards
 
+from .contract import sample
+
 torch.set_num_threads(1)
 CHOICE = Choice(3, every=2, itm_fraction=0.75)
-
-
-def sample(i):
-    """A picture of one grey value; three kinds of brightness, and a caption that says how good it is."""
-    picture = np.full((8, 8, 3), 80 * (i % 3) + i % 5, np.uint8)
-    return Sample(f"sample {i}", (picture,), captions=(f"quality {i % 10}", "second"), labels=("grey",), meta={"i": i})
 
 
 @pytest.fixture

@@ -152,8 +152,7 @@ def rewrite_shards(
 
     Raises ValueError when ``out`` is where the shards lie.
     """
-    if inside := [path for path in paths if path.resolve().parent == out.resolve()]:
-        raise ValueError(f"out={str(out)!r} holds {inside[0].name}, which is to be read: write to another folder")
+    check_apart(paths, out)
     written, left_out = list[Path](), Counter[str]()
     for place, path in enumerate(paths):
         rows = kept.get(place, {})
@@ -173,6 +172,12 @@ def rewrite_shards(
         left_out.update(done["left_out"])
         watch("writing shards", place + 1, len(paths))
     return Rewritten(written, dict(left_out))
+
+
+def check_apart(paths: Sequence[Path], out: Path) -> None:
+    """ValueError when one of the shards to read lies in the folder to write to. Call it before the measuring."""
+    if inside := [path for path in paths if path.resolve().parent == out.resolve()]:
+        raise ValueError(f"out={str(out)!r} holds {inside[0].name}, which is to be read: write to another folder")
 
 
 def _changed(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 
-from foveal.curate.base import Measured, Watch, measure_shards, rewrite_shards, samples_at
+from foveal.curate.base import Measured, Watch, check_apart, measure_shards, rewrite_shards, samples_at
 from foveal.curate.tldr import KEPT, MISMATCHED, REDUNDANT, Choice, Chosen, choose, refine_caption
 from foveal.data.record import Sample
 
@@ -90,6 +90,7 @@ def reduce_shards(
 
     Raises ValueError when nothing can be read, or nothing is left.
     """
+    check_apart(paths, out)
     work = out / ".work"
 
     def measure(samples: Sequence[Sample]) -> dict[str, Any]:
