@@ -144,6 +144,6 @@ class PoolDecoder(nn.Module):
         self, tokens: Float[Tensor, "b n d"], visible: Bool[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b e"]:
         """``visible`` None: all tokens are."""
-        query = self.query.expand(len(tokens), 1, -1)
+        query = self.query.repeat(len(tokens), 1, 1)  # torch's FLOP counter takes no view of it
         mask = None if visible is None else padding_mask(visible)
         return self.proj(self.norm(self.attention(query, tokens, mask=mask)[:, 0]))
