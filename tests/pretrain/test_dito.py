@@ -419,6 +419,9 @@ def test_every_level_gets_its_own_boxes(monkeypatch):
     run(objective())
     assert len(drawn) == 4
     assert not any(torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+    drawn.clear()
+    run(objective(scale=(1.0, 1.0)))
+    assert torch.equal(drawn[0], torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(4, 6, 4))
 
 
 def test_maps_of_other_backbones():

@@ -174,6 +174,7 @@ class DitoObjective(nn.Module):
         num_regions: R, random boxes for each image and level, drawn anew in every step.
         train_backbone: also train backbone and text tower; otherwise both are frozen and stay in evaluation mode.
         group: processes whose captions are contrasted.
+        scale: range of the boxes' sides; (1, 1) is always the whole image.
     """
 
     def __init__(
@@ -185,12 +186,14 @@ class DitoObjective(nn.Module):
         num_regions: int = 32,
         train_backbone: bool = False,
         group: Any = None,
+        scale: tuple[float, float] = (0.2, 1.0),
     ) -> None:
         super().__init__()
         if num_regions < 1:
             raise ValueError(f"num_regions={num_regions}: must be at least 1")
         self.backbone, self.text, self.pyramid, self.head = backbone, text, pyramid, head
         self.num_regions, self.train_backbone, self.group = num_regions, train_backbone, group
+        self.scale = scale
         self.logit_scale = LogitScale()
         if not train_backbone:
             backbone.requires_grad_(False)
@@ -218,7 +221,7 @@ class DitoObjective(nn.Module):
             captions = text_features(self.text, ids, mask)
         regions = []
         for level in self.pyramid(features).values():
-            boxes = sample_region_boxes(len(images), self.num_regions, generator).to(level.device)
+            boxes = sample_region_boxes(len(images), self.num_regions, generator, self.scale).to(level.device)
             regions.append(self.head(roi_align(level, boxes, self.head.roi_size)).embed)
         return region_contrast(torch.stack(regions), captions, self.logit_scale(), group=self.group)
 
