@@ -53,7 +53,7 @@ def test_smoke(capsys, tmp_path):
     main(["demo", "--smoke", "--json", "--out", str(tmp_path / "out"), *images])
     found = json.loads(capsys.readouterr().out)
     page = assert_self_contained((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 3 + 3 * 4 + 3
     assert "a<b>.png" in page.text
     assert "licensed under CC-BY 4.0" in page.text
     assert "Smoke test" in page.text
@@ -64,3 +64,13 @@ def test_smoke(capsys, tmp_path):
         assert said["caption"] in page.text
     assert set(found["naming"]) == {"SITTA, class names", "SITTA, emoji names", "LiMBeR"}
     assert all(result["candidates"] == 20 for result in found["retrieval"].values())
+    (looked,), (heard,) = found["fewer"]["looked"], found["decoders"]["heard"]
+    assert "image" not in looked
+    assert not {"image", "view"} & set(heard)
+    for asked in looked["asked"]:
+        assert [len(reply["kept"]) for reply in asked["replies"]] == [144, 72, 36, 18]
+        assert asked["prompt"] in page.text
+    assert [budget["questions"] for budget in found["fewer"]["budgets"]] == [2] * 4
+    assert [told["decoder"] for told in heard["told"]] == ["greedy", "VDD", "DAMRO", "AGLA"]
+    for told in heard["told"]:
+        assert told["description"] in page.text

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from foveal.demo.measure import Estimate
-    from foveal.demo.run import Card, Findings
+    from foveal.demo.run import Findings
 
 
 def main(
@@ -25,14 +25,15 @@ def main(
 ) -> None:
     """Join an image network and a language model in three ways, describe pictures, measure, write a report.
 
-    About three minutes on two cores, no network. The models are small: what has no ImageNet class (a painting, a
-    person, tulips) is named after what looks most like it.
+    Then ask a small LLaVA with fewer visual tokens and with decoders that look twice. About three minutes on two cores,
+    no network. The models are small: what has no ImageNet class (a painting, a person, tulips) is named after what
+    looks most like it.
 
     Args:
         image: your own picture instead of the sample photographs; give it several times for several.
         out: folder for report.html.
         smoke: a few steps on a few pictures, to see that everything runs; the numbers then mean nothing.
-        seed: of LiMBeR's training, of the names to choose from and of the intervals.
+        seed: of LiMBeR's training, of the names to choose from, of the drawn scenes and of the intervals.
         json: print the findings as one JSON document instead of tables.
     """
     if seed < 0:
@@ -88,20 +89,19 @@ class Bars:
 
 def summary(found: Findings, path: Path) -> dict[str, Any]:
     """The findings for a machine: everything but the pixels."""
-    from dataclasses import asdict
+    return {"report": str(path), **_without_pixels(found)}
 
-    def cards(items: list[Card]) -> list[dict[str, Any]]:
-        return [{key: value for key, value in asdict(item).items() if key != "image"} for item in items]
 
-    whole = {key: value for key, value in vars(found).items() if key not in ("photos", "emoji", "retrieval", "naming")}
-    return {
-        "report": str(path),
-        "photos": cards(found.photos),
-        "emoji": cards(found.emoji),
-        "retrieval": {name: asdict(result) for name, result in found.retrieval.items()},
-        "naming": {name: asdict(result) for name, result in found.naming.items()},
-        **whole,
-    }
+def _without_pixels(value: Any) -> Any:
+    """Dataclasses as dictionaries, as deep as they go; pictures are left out."""
+    from dataclasses import fields, is_dataclass
+
+    if is_dataclass(value):
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {name: _without_pixels(part) for name, part in parts.items() if not hasattr(part, "dtype")}
+    if isinstance(value, dict):
+        return {name: _without_pixels(part) for name, part in value.items()}
+    return [_without_pixels(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def print_tables(found: Findings, path: Path) -> None:
@@ -112,6 +112,7 @@ def print_tables(found: Findings, path: Path) -> None:
     console = Console()
     console.print(_said_table(found))
     _print_quality(console, found)
+    _print_second_looks(console, found)
     total, memory = sum(found.seconds.values()), found.peak_memory_bytes / 1e9
     console.print(f"[dim]{total:.0f} s, {memory:.1f} GB of memory at most, nothing downloaded[/]")
     if found.smoke:
@@ -153,6 +154,33 @@ def _print_quality(console: Console, found: Findings) -> None:
             f"{name}: {names.times_chance:.0f} × chance (95 % interval {low:.0f} to {high:.0f}) "
             f"at finding the right one of {names.candidates} names, median rank {names.median_rank:g}"
         )
+
+
+def _print_second_looks(console: Console, found: Findings) -> None:
+    """nano-llava with fewer visual tokens, and with decoders."""
+    from rich.table import Table
+
+    assert found.fewer is not None
+    assert found.decoders is not None
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column(f"nano-llava, {found.fewer.budgets[0].questions} questions")
+    for column in (f"right by {found.fewer.method}", "95 % interval", "patches by chance"):
+        table.add_column(column, justify="right")
+    for budget in found.fewer.budgets:
+        right, chance = budget.right, budget.random.value
+        interval = f"{right.low:.0%} to {right.high:.0%}"
+        table.add_row(f"{budget.share:.0%} of the tokens", f"{right.value:.0%}", interval, f"{chance:.0%}")
+    console.print()
+    console.print(table)
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column(f"nano-llava, {found.decoders.habits[0].descriptions} descriptions")
+    for column in ("things invented", "things found", "passes per token", "seconds"):
+        table.add_column(column, justify="right")
+    for habit in found.decoders.habits:
+        cells = (f"{habit.invented.value:.0%}", f"{habit.found.value:.0%}", f"{habit.forwards:.2f}")
+        table.add_row(habit.decoder, *cells, f"{habit.seconds:.1f}")
+    console.print()
+    console.print(table)
 
 
 def _points(estimate: Estimate) -> str:

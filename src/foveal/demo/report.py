@@ -15,13 +15,16 @@ from PIL import Image as Pillow
 
 from foveal.data import twemoji
 from foveal.demo.eyes import Image
+from foveal.demo.marked import marked
 from foveal.demo.measure import Estimate
+from foveal.demo.patches import enlarged, only
 from foveal.demo.run import CLASSES, CONNECTORS, LIMBER, PAIRS, Findings
 from foveal.lab.files import write_atomically
 from foveal.zoo import efficientnet_lite0, smollm2
 
 FOLDER = Path(__file__).parent
 PIXELS = 720  # longest side of a photograph in the report: sharp on a card, small in a mail
+TILE = 336  # of a scene, which is there many times
 COLOURS = dict(zip(CONNECTORS, ("teal", "amber", "violet"), strict=True))
 
 
@@ -35,10 +38,13 @@ def render(found: Findings) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "data_uri": data_uri}
+    environment.filters |= {"marked": marked, "only": only, "enlarged": enlarged}
     licences: list[Any] = [smollm2.CARD, efficientnet_lite0.CARD]
     return environment.get_template("report.html").render(
         found=found,
         charts=charts(found),
+        budgets=budget_chart(found),
+        tile=TILE,
         colours=COLOURS,
         connectors={"classes": CLASSES, "pairs": PAIRS, "limber": LIMBER},
         parts=licences,
@@ -77,6 +83,29 @@ def charts(found: Findings) -> list[dict[str, Any]]:
     ]
 
 
+def budget_chart(found: Findings) -> dict[str, Any]:
+    """Right answers of nano-llava at each share of its visual tokens, beside as many chosen by chance."""
+    assert found.fewer is not None
+    budgets = found.fewer.budgets
+    rows = [
+        {
+            "label": f"{percent(budget.share, 0)} of the visual tokens",
+            "colour": "teal",
+            "estimate": budget.right,
+            "control": budget.random.value,
+        }
+        for budget in budgets
+    ]
+    return {
+        "title": "Right answers with fewer visual tokens",
+        "text": f"{budgets[0].questions} questions about other held-out scenes: which colour is it, or which "
+        "thing? Dotted: as many patches, chosen by chance.",
+        "control": "patches by chance",
+        "rows": rows,
+        "limit": 1.0,
+    }
+
+
 def _row(label: str, connector: str, estimate: Estimate, control: float) -> dict[str, Any]:
     return {"label": label, "colour": COLOURS[connector], "estimate": estimate, "control": control}
 
@@ -92,11 +121,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}\u00a0%"
 
 
-def data_uri(image: Image) -> str:
+def data_uri(image: Image, longest: int = PIXELS) -> str:
     """The picture inside the page: JPEG for what is large, PNG for drawings."""
     picture = Pillow.fromarray(image)
     drawing = max(picture.size) <= 160
-    picture.thumbnail((PIXELS, PIXELS), Pillow.Resampling.LANCZOS)
+    picture.thumbnail((longest, longest), Pillow.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG" if drawing else "JPEG", **({"optimize": True} if drawing else {"quality": 85}))
     return f"data:image/{'png' if drawing else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"

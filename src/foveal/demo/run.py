@@ -30,8 +30,13 @@ from foveal.demo.connectors import (
     sitta_captioner,
     train_limber,
 )
+from foveal.demo.decoders import Decoders, compare_decoders
 from foveal.demo.eyes import TEMPERATURE, Eyes, Image, Progress
+from foveal.demo.fewer_tokens import FewerTokens, compare_budgets
+from foveal.demo.host import Host
+from foveal.demo.matcher import ClipMatcher
 from foveal.demo.measure import Naming, Retrieval, naming, retrieval
+from foveal.demo.scenes import views
 from foveal.lab.environment import hardware, versions
 from foveal.train.meters import high_water_mark
 
@@ -52,9 +57,15 @@ class Size:
     shown: int = SHOWN
     emoji: int = SHOWN_EMOJI
     orders: int = 2
+    scenes: int = 3
+    """Drawn ones, shown."""
+    quiz: int = 24
+    """Questions of each kind with fewer visual tokens."""
+    descriptions: int = 9
+    """By each decoder, beside those of the scenes shown."""
 
 
-SMOKE = Size(train=96, held_out=12, names=20, steps=2, shown=1, emoji=1, orders=1)
+SMOKE = Size(96, 12, names=20, steps=2, shown=1, emoji=1, orders=1, scenes=1, quiz=1, descriptions=1)
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,8 @@ class Findings:
     emoji: list[Card] = field(default_factory=list)
     retrieval: dict[str, Retrieval] = field(default_factory=dict)
     naming: dict[str, Naming] = field(default_factory=dict)
+    fewer: FewerTokens | None = None
+    decoders: Decoders | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     method: str = ""
     method_scores: dict[str, float] = field(default_factory=dict)
@@ -149,8 +162,18 @@ def run(own: Sequence[Picture], size: Size, seed: int, progress: Progress) -> Fi
         _measure(found, voices, train, test, size, rng, progress)
     with found.timed("describe the pictures"):
         _describe(found, voices, own, test, size, progress)
+    _ask_nano_llava(found, size, seed, progress)
     found.peak_memory_bytes = high_water_mark()
     return found
+
+
+def _ask_nano_llava(found: Findings, size: Size, seed: int, progress: Progress) -> None:
+    """The same questions with fewer visual tokens, and with decoders that look twice."""
+    host, shown = Host.load(), views(seed, size.scenes)
+    with found.timed("fewer visual tokens"):
+        found.fewer = compare_budgets(host, shown, seed, size.quiz, progress)
+    with found.timed("decoders"):
+        found.decoders = compare_decoders(host, ClipMatcher.load(), shown, seed, size.descriptions, progress)
 
 
 def _parts(size: Size) -> tuple[tuple[twemoji.Split, int | None], ...]:
