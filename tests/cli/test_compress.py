@@ -1,5 +1,6 @@
 """`foveal compress`, called as the command calls it, on a tiny model of the real class with eight examples."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,17 +10,20 @@ import pytest
 import torch
 from evaluate.tiny import save_clip, save_llava
 from PIL import Image
+from rich.console import Console
 
 from foveal import compress
 from foveal.cli import main
 from foveal.cli._compress_examples import Asked, Example, shuffled
 from foveal.cli._compress_measure import Judge, _agreement, fitting_metric
 from foveal.cli._compress_run import Search, around
+from foveal.cli._compress_show import remarks, table
 from foveal.evaluate.models import VisionLanguage, open_model
 
 from .test_catalog import fail, run
 
-PAGE = (Path(__file__).parents[2] / "docs" / "compress.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "compress.md").read_text(encoding="utf-8")
 LAYERS, TOKENS = 6, 16
 QUESTIONS = ("Is there a dog in the image?", "red dog?", "yes or no?", "Is it red?")
 ANSWERS = ("yes", "a red dog in the image", "no", "there is no red dog in the image, yes")
@@ -150,7 +154,8 @@ def test_the_same_bytes_again(llava, capsys, place):
     first, again, other = written("0"), written("0"), written("4")
     assert first == again
     assert list(first) == ["schedule.curve.json", "schedule.json", "schedule.png"]
-    assert first["schedule.json"] != other["schedule.json"]
+    first, other = (json.loads(some["schedule.curve.json"])["points"][0] for some in (first, other))
+    assert first["log-likelihood"] != other["log-likelihood"]  # of another half
 
 
 def test_the_table(llava, capsys, monkeypatch):
@@ -368,5 +373,14 @@ def test_the_pages_examples_run(block, llava, place):
     assert not hasattr(adapter.model.model, "_foveal_reducer")
 
 
+def test_the_page_shows_what_the_command_printed():
+    document = json.loads((DOCS / "compress" / "nano-llava.curve.json").read_text())
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(document))
+    lines = [*map(str.rstrip, console.file.getvalue().splitlines()), *remarks(document)]
+    assert "```text\n" + "\n".join(lines) + "\n```" in PAGE
+    assert compress.load(DOCS / "compress" / "nano-llava.json").rates == tuple(document["rates"])
+
+
 def test_there_are_examples():
-    assert PAGE.count("```python") >= 4
+    assert PAGE.count("```python") >= 5
