@@ -18,10 +18,10 @@ METHOD_FILES = [path for stage in STAGES for path in sorted((SOURCE / stage).glo
 SAFE_FLOORS = {"torch": "2.10", "transformers": "5.3", "pillow": "12.2"}
 
 
-def is_method(room: str, name: str) -> bool:
-    """Is that file a method of the catalogue, or the second file of one, whose name starts with the method's slug?"""
+def method_of(room: str, name: str) -> str | None:
+    """Slug of the method that the file belongs to: it is its file, or a further one whose name starts with the slug."""
     slugs = [paper.slug for paper in papers() if paper.stage == room]
-    return any(name == slug or name.startswith(f"{slug}_") for slug in slugs)
+    return max((slug for slug in slugs if name == slug or name.startswith(f"{slug}_")), key=len, default=None)
 
 
 def foreign_methods(source: str, stage: str, own: str) -> set[str]:
@@ -37,11 +37,10 @@ def foreign_methods(source: str, stage: str, own: str) -> set[str]:
             modules |= {alias.name for alias in node.names}
     parts = [module.split(".") for module in modules]
     inside = [part[1:3] for part in parts if part[0] == "foveal" and len(part) >= 3 and part[1] in STAGES]
-    own_files = {name for _, name in inside if name.startswith(own) or own.startswith(f"{name}_")}
     return {
         f"{room}.{name}"
         for room, name in inside
-        if room != stage or (is_method(room, name) and (name not in own_files or not is_method(stage, own)))
+        if room != stage or method_of(room, name) not in (None, method_of(stage, own))
     }
 
 
@@ -60,6 +59,8 @@ def test_foreign_methods_are_seen():
     assert foreign_methods("import foveal.pretrain.base", "connect", "sitta") == {"pretrain.base"}
     assert not foreign_methods("from foveal.connect.base import x\nfrom foveal.nn.vit import y", "connect", "sitta")
     assert not foreign_methods("from foveal.connect.sitta_captioner import x", "connect", "sitta")
+    assert not foreign_methods("from foveal.pretrain.filip_interaction import x", "pretrain", "filip_selection")
+    assert foreign_methods("from foveal.pretrain.filip_interaction import x", "pretrain", "dreamlip_captions")
     assert not foreign_methods("from foveal.compress.runtime import x", "compress", "aim")
     assert foreign_methods("from foveal.compress.runtime import x", "decode", "agla") == {"compress.runtime"}
     assert foreign_methods("from foveal.compress.aim import x", "compress", "runtime") == {"compress.aim"}
