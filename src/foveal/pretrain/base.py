@@ -223,3 +223,8 @@ def first_order_only(what: str) -> None:
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     """Autocast would compute the scores in half precision, where neighbouring cosines coincide."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+def at_least_float32(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """``x`` itself, or in float32 if it is of half precision: losses are computed so."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

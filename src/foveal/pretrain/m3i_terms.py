@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveal.nn.cosine import unit_rows
-from foveal.pretrain.base import full_precision
+from foveal.pretrain.base import at_least_float32, full_precision
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def gaussian_log_likelihood(
         raise ValueError(f"sigma={sigma}: must be positive and finite")
     if mask is not None and (pred.ndim != 3 or mask.shape != pred.shape[:2]):
         raise ValueError(f"mask {tuple(mask.shape)} must be (B, N), for pred (B, N, D), not {tuple(pred.shape)}")
-    error = _precise(pred) - _precise(target)
+    error = at_least_float32(pred) - at_least_float32(target)
     if mask is not None:
         error = error.masked_fill(~mask.bool()[..., None], 0)
     constant = pred.shape[-1] / 2 * math.log(2 * math.pi * sigma**2)
@@ -108,7 +108,7 @@ def gaussian_entropy(z: Float[Tensor, "b d"], eps: float = 1e-4) -> Float[Tensor
         raise ValueError(f"z {tuple(z.shape)} must be (B, D)")
     if not 0 < eps < math.inf:
         raise ValueError(f"eps={eps}: must be positive and finite, else equal features have an entropy of −∞")
-    z = _precise(z)
+    z = at_least_float32(z)
     width = z.shape[1]
     with full_precision(z):
         centred = z - z.mean(0)
@@ -220,10 +220,5 @@ def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
 
 def layer_normed(features: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
     """Dense targets: each token with mean 0 and variance 1, in float32 or better."""
-    features = _precise(features)
+    features = at_least_float32(features)
     return F.layer_norm(features, features.shape[-1:])
-
-
-def _precise(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

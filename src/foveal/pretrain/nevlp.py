@@ -29,7 +29,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveal.nn.cosine import unit_rows
-from foveal.pretrain.base import LogitScale, finite_loss, full_precision, gather_features, mean_over_processes
+from foveal.pretrain.base import (
+    LogitScale,
+    at_least_float32,
+    finite_loss,
+    full_precision,
+    gather_features,
+    mean_over_processes,
+)
 from foveal.pretrain.base_towers import vision_tokens
 from foveal.pretrain.nevlp_bridge import IGNORED
 from foveal.pretrain.nevlp_bridge import ConceptQFormer as ConceptQFormer
@@ -190,7 +197,7 @@ def itm_loss(logits: Float[Tensor, "n q 2"], labels: Int[Tensor, " n"]) -> Float
     """Cross-entropy of the scores averaged over the queries; label 1: match."""
     if logits.ndim != 3 or logits.shape[2] != 2 or labels.shape != logits.shape[:1] or 0 in logits.shape:
         raise ValueError(f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}: must be (n, Q, 2) and (n,)")
-    return F.cross_entropy(_precise(logits).mean(1), labels)
+    return F.cross_entropy(at_least_float32(logits).mean(1), labels)
 
 
 def citg_labels(
@@ -211,7 +218,9 @@ def itg_loss(logits: Float[Tensor, "b l v"], labels: Int[Tensor, "b l"]) -> Floa
         raise ValueError(f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}: must be (B, L, V) and (B, L)")
     if not bool((labels[:, 1:] != IGNORED).any()):
         raise ValueError(f"labels are all {IGNORED} after the first place: a text needs a word after its start token")
-    return F.cross_entropy(_precise(logits)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(
+        at_least_float32(logits)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+    )
 
 
 # Objective ------------------------------------------------------------------------------------------------------------
@@ -330,8 +339,3 @@ def _check_texts(features: Tensor, ids: Tensor, mask: Tensor, concept_ids: Tenso
         raise ValueError(f"{shapes}: must be (B, C) alike for the {len(ids)} texts")
     if not bool(mask[:, :2].all()) or ids.shape[1] < 2:
         raise ValueError("text_mask: every text needs its start token and a word, padded on the right")
-
-
-def _precise(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from foveal.pretrain.base import at_least_float32
+
 
 @dataclass(frozen=True)
 class NoiseGMM:
@@ -117,4 +119,4 @@ def scaled_scores(sim: Float[Tensor, "b b"], temperature: float | Tensor) -> Flo
     value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
     if not 0 < value < math.inf:
         raise ValueError(f"temperature={value}: must be positive and finite")
-    return sim.to(torch.promote_types(sim.dtype, torch.float32)) / temperature
+    return at_least_float32(sim) / temperature

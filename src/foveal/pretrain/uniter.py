@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveal.nn.ot import ipot as ipot
-from foveal.pretrain.base import finite_loss, mean_over_processes
+from foveal.pretrain.base import at_least_float32, finite_loss, mean_over_processes
 from foveal.pretrain.uniter_model import INPUTS, Batch
 from foveal.pretrain.uniter_model import UNITER as UNITER
 from foveal.pretrain.uniter_model import UNITERConfig as UNITERConfig
@@ -156,7 +156,7 @@ def mlm_loss(logits: Float[Tensor, "*s v"], labels: Int[Tensor, "*s"]) -> Float[
         raise ValueError(f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}: must be (B, L, V) and (B, L)")
     if not bool((labels != IGNORED).any()):
         raise ValueError(f"labels are all {IGNORED}: mask at least one word, see mask_tokens")
-    return F.cross_entropy(_precise(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(at_least_float32(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
 
 
 def mrfr_loss(
@@ -164,14 +164,14 @@ def mrfr_loss(
 ) -> Float[Tensor, ""]:
     """Squared error: mean over regions and dimensions, or ("sum") summed over dimensions first."""
     _check_rows(prediction, target, "prediction", "target")
-    error = (_precise(prediction) - _precise(target)).square()
+    error = (at_least_float32(prediction) - at_least_float32(target)).square()
     return _reduce(error, reduction)
 
 
 def mrc_loss(logits: Float[Tensor, "s c"], detector_probs: Float[Tensor, "s c"]) -> Float[Tensor, ""]:
     """Mean cross-entropy to the detector's best class; the background, class 0, is never the target."""
     _check_rows(logits, detector_probs, "logits", "detector_probs")
-    return F.cross_entropy(_precise(logits), detector_probs[:, 1:].argmax(1) + 1)
+    return F.cross_entropy(at_least_float32(logits), detector_probs[:, 1:].argmax(1) + 1)
 
 
 def mrc_kl_loss(
@@ -179,8 +179,8 @@ def mrc_kl_loss(
 ) -> Float[Tensor, ""]:
     """KL(detector ‖ prediction): mean over regions and classes, or ("sum") summed over classes first."""
     _check_rows(logits, detector_probs, "logits", "detector_probs")
-    probabilities = _precise(detector_probs)
-    return _reduce(F.kl_div(_precise(logits).log_softmax(-1), probabilities, reduction="none"), reduction)
+    probabilities = at_least_float32(detector_probs)
+    return _reduce(F.kl_div(at_least_float32(logits).log_softmax(-1), probabilities, reduction="none"), reduction)
 
 
 def itm_loss(logits: Float[Tensor, "b 2"], targets: Int[Tensor, " b"]) -> Float[Tensor, ""]:
@@ -189,7 +189,7 @@ def itm_loss(logits: Float[Tensor, "b 2"], targets: Int[Tensor, " b"]) -> Float[
         raise ValueError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}: must be (B, 2) and (B,)")
     if bool(((targets != 0) & (targets != 1)).any()):
         raise ValueError("targets must be 0 (another image) or 1 (the text's own image)")
-    return F.cross_entropy(_precise(logits), targets.long())
+    return F.cross_entropy(at_least_float32(logits), targets.long())
 
 
 def wra_loss(distance: Float[Tensor, " b"], is_match: Bool[Tensor, " b"]) -> Float[Tensor, ""]:
@@ -280,11 +280,6 @@ def _share(wanted: Bool[Tensor, "b l"]) -> Float[Tensor, ""]:
     """How many places this process has, over the mean of all processes."""
     count = wanted.sum()
     return count / mean_over_processes(count)
-
-
-def _precise(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _reduce(values: Float[Tensor, "s k"], reduction: str) -> Float[Tensor, ""]:
