@@ -65,7 +65,7 @@ def _caption(scene: world.Scene, things: int) -> str:
 def encoder(run: Run) -> TinyEncoder:
     """A ViT that learned to name single emoji, then frozen."""
     config = world.WorldConfig(size=32, tint=0.0, sizes=SIZES, backgrounds=("plain",), depth=(2.0, 2.6))
-    shown = world.classify(20_000 + run.seed, run.size(3000), NOUNS, config)
+    shown = world.classify(20_000 + run.seed, run.size(2000), NOUNS, config)
     model = run.build(TinyEncoder, "category", 32, 8, WIDTH, len(NOUNS), len(WORDS), LENGTH)
     labels = torch.from_numpy(shown.labels)
     data = TensorDataset(to_tensor(shown.images), torch.zeros(len(labels), 1, dtype=torch.long), labels)

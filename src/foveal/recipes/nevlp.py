@@ -2,7 +2,7 @@
 
 Scenes of two emoji at 32 px; 40 % of the captions are swapped with other scenes' and 30 % name one thing alone. A
 frozen ViT that learned to name single emoji gives 16 patch tokens; the bridge is a Q-Former with 2 layers and 4
-queries, trained with all three losses for the same steps in all arms. After a third of them, and then after every 60,
+queries, trained with all three losses for the same steps in all arms. After a third of them, and then after every 40,
 the two-Gaussian mixture is fitted to the plain loss of all pairs. *plain* never softens; *mixture* and
 *label_smoothing* are the two forms of the softened loss; *concepts* is *mixture* with two object names before the text,
 one in five of them wrong. Controls: *constant* softens all pairs alike (ε = 0.4), *random* gives ε to other pairs.
@@ -26,7 +26,7 @@ from foveal.recipes._noisy_pairs import VOCABULARY, WIDTH, pairs
 from foveal.recipes._noisy_scores import estimate, recall, retrieval
 from foveal.train import FitConfig, fit
 
-STEPS, WARM_UP, REFRESH, BATCH = 240, 80, 60, 32
+STEPS, WARM_UP, REFRESH, BATCH = 180, 60, 40, 32
 
 
 def arm(run: Run, mode: str = "mixture", noise: str = "estimated", concepts: bool = False) -> dict[str, float]:
