@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -33,11 +32,10 @@ from foveal.nn.boxes import corners
 from foveal.pretrain.base import (
     LogitScale,
     finite_on_all,
-    full_precision,
     gather_features,
     gathered_pairs,
     mean_over_processes,
-    pair_scores,
+    pair_loss,
 )
 from foveal.pretrain.cloc_prompter import Prompter as Prompter
 from foveal.pretrain.cloc_prompter import are_shares
@@ -162,9 +160,7 @@ class ClocObjective(nn.Module):
     def _clip(self, image: Float[Tensor, "b e"], text: Float[Tensor, "b e"]) -> Float[Tensor, ""]:
         """CLIP's loss."""
         image, text, all_image, all_text, rank = gathered_pairs(image, text, self.group)
-        per_image, per_text, own = pair_scores(image, text, all_image, all_text, self.logit_scale(), rank)
-        with full_precision(image):
-            return (F.cross_entropy(per_image, own) + F.cross_entropy(per_text, own)) / 2
+        return pair_loss(image, text, all_image, all_text, self.logit_scale(), rank)
 
     def _contrast(self, rows: RegionRows, count: Tensor) -> Float[Tensor, ""]:
         """The regions of this process against those of all."""
