@@ -215,9 +215,8 @@ def finite_on_all(loss: Float[Tensor, ""], group: Any = None, **inputs: Tensor) 
 def first_order_only(what: str) -> None:
     """For hand-written backward passes: torch's ``once_differentiable`` would drop second-order terms in silence."""
     if torch.is_grad_enabled():  # inside a backward pass that means create_graph=True
-        raise RuntimeError(
-            f"{what} cannot be differentiated twice: drop create_graph=True, or use clip_loss on one device"
-        )
+        plain = "or, for CLIP, use clip_loss on one device"
+        raise RuntimeError(f"{what} cannot be differentiated twice: drop create_graph=True, {plain}")
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
