@@ -1,7 +1,9 @@
 """The same question at 100, 50, 25 and 12 % of the visual tokens: what is said, what it costs, what is still seen.
 
 FoPru drops the patches that the vision encoder's own class token attends to least, before the language model reads
-any. Beside it, as the control of all such methods, as many patches that chance chooses.
+any. It was taken since on other questions it kept the most right answers at each share, at the least cost; PyramidDrop,
+which begins inside the decoder, cannot come down to an eighth of its work in six layers. Beside it, as the control of
+all such methods, as many patches that chance chooses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which drawn scenes the demo shows to nano-llava and what it asks of them: all held out from its training.
 
 Scenes to look at are the first of their world that are drawn in the plain style, hold three things or more and allow
-the questions; nobody looks at answers before they are chosen. What is counted takes the tasks of ``foveal eval``.
+the questions, whatever is answered. What is counted takes the tasks of ``foveal eval``.
 """
 
 from __future__ import annotations
