@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveal.compress.baselines import AveragePool, FastV, RandomDrop
+from foveal.compress.baselines import AveragePool, FastV, RandomDrop, UniformDrop
 
 from .tiny import BY_NAME, IMAGE
 
@@ -49,6 +49,14 @@ def test_random_drop_chooses_every_token_as_often(llava, prompt):
     assert (counts[prompt["input_ids"][0] != IMAGE] == 200).all()
 
 
+def test_uniform_drop_keeps_even_distances(llava, prompt):
+    images = (prompt["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    for ratio, places in ((0.25, [2, 6, 10, 14]), (0.0625, [8]), (0.001, [8])):
+        reducer = UniformDrop(ratio)
+        prefill(llava, reducer, prompt)
+        assert torch.equal(reducer.kept[0][5][torch.isin(reducer.kept[0][5], images)], images[places])
+
+
 def test_fastv_keeps_what_the_layer_before_attended_to(prompt):
     eager = BY_NAME["llava"].model(attention="eager")
     with torch.no_grad():
@@ -83,7 +91,7 @@ def test_average_pool_gives_the_decoder_the_means_of_blocks(llava, prompt):
     assert out.logits.shape[1] == len(kept) == prompt["input_ids"].shape[1] - 12
 
 
-@pytest.mark.parametrize("reducer", [RandomDrop((2,), (1.0,)), FastV(2, 1.0), AveragePool(SIDE)])
+@pytest.mark.parametrize("reducer", [RandomDrop((2,), (1.0,)), FastV(2, 1.0), AveragePool(SIDE), UniformDrop(1.0)])
 def test_keeping_all_changes_nothing(llava, prompt, reducer):
     with torch.no_grad():
         expected = llava(**prompt).logits
@@ -99,6 +107,7 @@ def test_keeping_all_changes_nothing(llava, prompt, reducer):
         (lambda: FastV(0), "layer=0"),
         (lambda: FastV(2, 1.5), "ratio=1.5"),
         (lambda: AveragePool(0), "side=0"),
+        (lambda: UniformDrop(0.0), "ratio=0.0"),
     ],
 )
 def test_bad_settings_are_named(build, message):

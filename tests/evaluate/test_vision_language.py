@@ -34,6 +34,19 @@ def test_answers_of_a_batch_are_those_of_singles(opened):
     assert opened.model.answer(REQUESTS[::-1], 12) == together[::-1]
 
 
+def test_options_may_be_made_from_the_inputs_of_each_batch(opened):
+    sizes = []
+
+    def stop_at_once(inputs):
+        sizes.append(inputs["input_ids"].shape[0])
+        return {"suppress_tokens": [i for i in range(len(opened.model.tokenizer)) if i != 7]}
+
+    adapter = VisionLanguage(opened.model.model, opened.model.processor, 2, stop_at_once)
+    same = adapter.answer(REQUESTS, 1)
+    assert same == [opened.model.tokenizer.decode([7], skip_special_tokens=True).strip()] * len(REQUESTS)
+    assert sum(sizes) == len(REQUESTS)
+
+
 def test_answers_are_the_greedy_ones(opened):
     """Token by token through the model itself."""
     model, processor = opened.model.model, opened.model.processor
