@@ -1,21 +1,17 @@
-"""Towers whose regions are averages of patches, for comparison with CLOC's, and what regions and images are asked."""
+"""Towers whose regions are averages of patches, for comparison with CLOC's."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from foveal.data.record import Region, Sample
-from foveal.lab import Run
 from foveal.nn.text import TextTransformer
 from foveal.nn.transformer import Block
 from foveal.nn.vit import VisionTransformer
 from foveal.pretrain.base import ContrastiveOutput, LogitScale
 from foveal.pretrain.clip import clip_loss
-from foveal.pretrain.cloc import region_batch, region_recall, region_text_contrastive
-from foveal.pretrain.cloc_vesl import DetectorNoise, NoisyRegions, annotate_regions
+from foveal.pretrain.cloc import region_text_contrastive
 from foveal.recipes import _listed as data
 
 WIDTH, JOINT, REGIONS = 96, 64, 3
@@ -82,43 +78,3 @@ class RoiTowers(nn.Module):
     def clamp_(self) -> None:
         self.logit_scale.clamp_()
         self.region_scale.clamp_()
-
-
-def labelled(run: Run, n: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pixels and batch of ``n`` scenes as VESL labels them; those that it drops are missing."""
-    scenes, rng, samples, kept = data.listed(run, 0, n), run.rng("detector"), [], []
-    for row, things in enumerate(scenes.things):
-        boxes = (scenes.boxes[row] * data.SIZE).tolist()
-        regions = [Region(tuple(box), caption=f"{c} {noun}") for box, (c, noun, _) in zip(boxes, things, strict=True)]
-        sample = Sample(str(row), (scenes.images[row],), regions=tuple(regions))
-        source = NoisyRegions(sample, DetectorNoise(), rng)
-        found = annotate_regions(sample, source, source, max_regions=REGIONS)
-        if found is not None:
-            samples.append(found)
-            kept.append(row)
-    return scenes.pixels[kept], region_batch(samples, tokenize, REGIONS)
-
-
-def tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
-    ids = data.encode(texts)
-    return ids, ids > 0
-
-
-@torch.no_grad()
-def scores(run: Run, model: Any, test: data.Listed) -> dict[str, float]:
-    """With true boxes, and with boxes whose edges are off by a tenth of their sides."""
-    tokens, pooled = model.image_encoder(test.pixels)
-    sides = (test.boxes[..., 2:] - test.boxes[..., :2]).repeat(1, 1, 2)
-    moved = test.boxes + 0.1 * sides * torch.randn(test.boxes.shape, generator=run.generator("jitter"))
-    moved = moved.unflatten(-1, (2, 2)).sort(-2).values.flatten(-2).clamp(0, 1)
-    region, jittered = (model.region_features(tokens, boxes).flatten(0, 1) for boxes in (test.boxes, moved))
-    classes = model.text_encoder(*tokenize([f"{c} {noun}" for noun in data.NOUNS for c in data.COLOURS]))
-    classes = nn.functional.normalize(classes, dim=-1).unflatten(0, (len(data.NOUNS), -1)).mean(1)
-    truth = torch.tensor([data.NOUNS.index(noun) for things in test.things for _, noun, _ in things])
-    named = [100 * ((x @ classes.T).argmax(1) == truth).float().mean().item() for x in (region, jittered)]
-    texts = [f"{c} {noun}" for things in test.things for c, noun, _ in things]
-    captions = [", ".join(f"{c} {noun}" for c, noun, _ in things) for things in test.things]
-    image = model.image_projection(pooled)
-    found = {"region_top1": named[0], "jitter_loss": named[0] - named[1]}
-    found["region_r@1"] = 100 * region_recall(region, model.text_encoder(*tokenize(texts)), (1,))[0, 0].item()
-    return found | {"r@1": 100 * region_recall(image, model.text_encoder(*tokenize(captions)), (1,))[0, 0].item()}

@@ -23,7 +23,8 @@ from torch import Tensor
 from foveal.lab import Claim, Recipe, Run
 from foveal.pretrain.cloc import ClocObjective
 from foveal.recipes import _listed as data
-from foveal.recipes._region_towers import JOINT, REGIONS, WIDTH, Eyes, Reader, RoiTowers, labelled, scores
+from foveal.recipes._region_labels import labelled, scores
+from foveal.recipes._region_towers import JOINT, REGIONS, WIDTH, Eyes, Reader, RoiTowers
 from foveal.train import FitConfig, fit
 
 
