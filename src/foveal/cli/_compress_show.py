@@ -80,7 +80,7 @@ def _drawn(document: dict[str, Any]) -> Any:
         own = sorted((point for point in points if point["method"] == name), key=lambda point: point["flops"])
         x, y = [100 * point["flops"] for point in own], [scale * point[metric]["value"] for point in own]
         found = name == document["method"]
-        style = {"linestyle": ":" if name in CONTROLS else "-", "linewidth": 2.4 if found else 1.4}
+        style: dict[str, Any] = {"linestyle": ":" if name in CONTROLS else "-", "linewidth": 2.4 if found else 1.4}
         (line,) = axes.plot(x, y, marker="o", markersize=7 if found else 4.5, zorder=3 if found else 2, **style)
         line.set_label(f"{name} (control)" if name in CONTROLS else name)
         if found:
