@@ -5,16 +5,16 @@ import torch
 import transformers
 
 from foveal.nn.boxes import iou
-from foveal.pretrain.dito import DitoRegionHead, SimpleFeaturePyramid, WindowViT, centerness
-from foveal.pretrain.dito_detector import DetectorConfig, DitoDetector, FrozenMap, LabelledBoxes
+from foveal.pretrain.dito import DitoDetector, DitoRegionHead, SimpleFeaturePyramid, WindowViT, centerness
+from foveal.pretrain.dito_detector import DetectorConfig, FrozenMap, LabelledBoxes
 from foveal.pretrain.dito_proposals import (
     ProposalHead,
     Proposals,
     assign_anchors,
     best_proposals,
-    decode_boxes,
+    decode_offsets,
     edge_distances,
-    encode_boxes,
+    encode_offsets,
     make_anchors,
     proposal_losses,
 )
@@ -95,9 +95,9 @@ def test_perfect_proposals_cost_nothing():
 
 def test_box_offsets_are_inverse():
     boxes, rois = some_boxes(3, 5), some_boxes(3, 5, seed=1)
-    torch.testing.assert_close(decode_boxes(encode_boxes(boxes, rois), rois), boxes, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(decode_boxes(torch.zeros(3, 5, 4), rois), rois)
-    assert decode_boxes(torch.full((1, 4), 1e6), rois[0, :1]).isfinite().all()
+    torch.testing.assert_close(decode_offsets(encode_offsets(boxes, rois), rois), boxes, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decode_offsets(torch.zeros(3, 5, 4), rois), rois)
+    assert decode_offsets(torch.full((1, 4), 1e6), rois[0, :1]).isfinite().all()
 
 
 def test_proposals_are_ranked_and_thinned():

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from foveal.nn.boxes import iou, nms
 from foveal.nn.roi import multilevel_roi_align, roi_align
-from foveal.pretrain.dito import ensemble_scores, region_text_logits
 from foveal.pretrain.dito_model import DitoRegionHead
 from foveal.pretrain.dito_proposals import (
     ProposalHead,
     best_proposals,
-    decode_boxes,
-    encode_boxes,
+    decode_offsets,
+    encode_offsets,
     proposal_losses,
 )
+from foveal.pretrain.dito_scores import ensemble_scores, region_text_logits
 from foveal.pretrain.dito_windows import patch_map
 
 CANDIDATES = 2000
@@ -181,7 +181,7 @@ class DitoDetector(nn.Module):
         frozen = region_text_logits(seen, text, config.vlm_temperature)
         weights = (config.alpha, config.beta, logits.sigmoid(), config.objectness_power)
         scores = ensemble_scores(detector, frozen, base, *weights)
-        boxes = decode_boxes(answer.box, rois)
+        boxes = decode_offsets(answer.box, rois)
         return [self._kept(one, score) for one, score in zip(boxes, scores, strict=True)]
 
     def losses(
@@ -219,7 +219,7 @@ class DitoDetector(nn.Module):
         weight = torch.ones_like(logits[0])
         weight[0] = self.config.background_weight
         classes = F.cross_entropy(logits, label, weight)
-        deltas = encode_boxes(torch.cat(targets)[objects], torch.cat(rois)[objects])
+        deltas = encode_offsets(torch.cat(targets)[objects], torch.cat(rois)[objects])
         boxes = F.smooth_l1_loss(answer.box[0][objects].float(), deltas, reduction="sum") / len(label)
         loss = classes + boxes + objectness + proposed
         if not bool(loss.isfinite()):

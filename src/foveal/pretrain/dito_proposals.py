@@ -143,7 +143,7 @@ def best_proposals(
     return best[nms(boxes[best], logits[best], threshold)][:num]
 
 
-def encode_boxes(boxes: Float[Tensor, "*n 4"], rois: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+def encode_offsets(boxes: Float[Tensor, "*n 4"], rois: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
     """What a head has to say to turn regions into boxes: shifts in sizes of the region, logarithms of the stretch."""
     box, roi = centres(boxes), centres(rois)
     size = roi[..., 2:].clamp(min=1e-6)
@@ -152,8 +152,8 @@ def encode_boxes(boxes: Float[Tensor, "*n 4"], rois: Float[Tensor, "*n 4"]) -> F
     return torch.cat([shift, stretch], -1) * box.new_tensor(DELTA_WEIGHTS)
 
 
-def decode_boxes(deltas: Float[Tensor, "*n 4"], rois: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
-    """The inverse of `encode_boxes`, cut off at the edges of the picture."""
+def decode_offsets(deltas: Float[Tensor, "*n 4"], rois: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+    """The inverse of `encode_offsets`, cut off at the edges of the picture."""
     roi = centres(rois)
     shift, stretch = (deltas.to(roi) / roi.new_tensor(DELTA_WEIGHTS)).split(2, -1)
     middle = roi[..., :2] + shift * roi[..., 2:]
