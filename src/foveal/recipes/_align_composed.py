@@ -39,7 +39,7 @@ def said(kinds: Sequence[tuple[str, str, str]], rng: np.random.Generator) -> lis
 def composer(run: Run) -> SmallALIGN:
     drawn, kinds = coloured(run, 0, run.size(2400))
     captions = said(kinds, run.rng("captions"))
-    return trained(run, drawn, captions, 0.1, WordIds.of([*captions, "something", *COLOURS]))
+    return trained(run, pixels(drawn), captions, 0.1, WordIds.of([*captions, "something", *COLOURS]))
 
 
 def composed(run: Run, image_weight: float, text_weight: float) -> dict[str, float]:

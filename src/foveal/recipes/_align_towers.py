@@ -53,10 +53,12 @@ def pixels(scenes: Sequence[world.Scene]) -> Float[Tensor, "n 3 32 32"]:
     return to_tensor(world.images_of(scenes, world.WorldConfig(size=32)))
 
 
-def trained(run: Run, scenes: list[world.Scene], captions: list[str], smoothing: float, words: WordIds) -> SmallALIGN:
+def trained(
+    run: Run, images: Float[Tensor, "n 3 32 32"], captions: Sequence[str], smoothing: float, words: WordIds
+) -> SmallALIGN:
     model = run.build(SmallALIGN, words, smoothing)
     ids = model.read(captions)
-    data = TensorDataset(pixels(scenes), ids, (ids > 0).long())
+    data = TensorDataset(images, ids, (ids > 0).long())
     config = FitConfig(lr=1e-3, batch_size=64, after_step=lambda model: model.objective.clamp_())
     fit(model, data, steps=run.steps(STEPS), loss=lambda model, b: model(*b).loss, config=config, on=run)
     return model

@@ -8,17 +8,17 @@ caption of 500 new pairs find each other.
 
 *Composed queries*: a picture of a shape and the words "something red" are to find the same shape in red, on the same
 ground, among pictures of every (shape, colour, ground). ``composed`` and ``composed_equal`` add the text with weight 2
-and 1; ``picture_alone`` and ``words_alone`` ask with one of both. One model serves all four.
-
-The learning rate is that of the recipe of CLIP's contrastive arm; all arms share it.
+and 1; ``picture_alone`` and ``words_alone`` ask with one of both. The learning rate is CLIP's.
 """
 
 from functools import partial
 from itertools import compress
 
 import torch
+from torch import Tensor
 
 from foveal.data import world
+from foveal.data.transforms import to_tensor
 from foveal.data.word_ids import WordIds
 from foveal.lab import Claim, Recipe, Run
 from foveal.pretrain.align import frequency_filter
@@ -31,29 +31,34 @@ SCENES = world.WorldConfig(size=32, things=(2, 2), nouns=SHOWN, min_visible=0.8,
 N = 1000
 
 
-def pool(run: Run, n: int, noise: float) -> tuple[list[world.Scene], list[str]]:
+def pool(run: Run, n: int, noise: float) -> tuple[Tensor, list[str]]:
     found = world.pairs(run.seed, run.size(n), SCENES)
     spoilt = world.boilerplate(found.captions, noise / 2, run.seed).captions
-    return found.scenes, world.swap_captions(spoilt, noise / (2 - noise), run.seed + 1).captions
+    return to_tensor(found.images), world.swap_captions(spoilt, noise / (2 - noise), run.seed + 1).captions
+
+
+def unseen(run: Run) -> tuple[Tensor, list[str]]:
+    drawn, captions = distinct_pairs(10_000 + run.seed, run.size(500), SCENES)
+    return pixels(drawn), captions
 
 
 def scenes(
     run: Run, n: int, noise: float = 0.4, filtered: bool = False, smoothing: float = 0.1, shuffled: bool = False
 ) -> dict[str, float]:
-    drawn, captions = pool(run, n, noise)
+    images, captions = run.shared(pool, n, noise)
     if shuffled:
         captions = [captions[i] for i in torch.randperm(len(captions), generator=run.generator("shuffle"))]
     words = WordIds.of([*captions, *world.BOILERPLATE])
     if filtered:
         sizes = [SCENES.shape] * len(captions)
         keep = frequency_filter(captions, range(len(captions)), sizes, min_side=16, max_words=30).tolist()
-        drawn, captions = list(compress(drawn, keep)), list(compress(captions, keep))
-    model = trained(run, drawn, captions, smoothing, words)
+        images, captions = images[keep], list(compress(captions, keep))
+    model = trained(run, images, captions, smoothing, words)
     run.cost(model)
-    pairs = float(len(captions))
-    drawn, captions = distinct_pairs(10_000 + run.seed, run.size(500), SCENES)
+    images, true = run.shared(unseen)
     with torch.no_grad():
-        return {"r@1": recall_at_1(model.encode_image(pixels(drawn)), model.texts(captions)), "pairs": pairs}
+        found = recall_at_1(model.encode_image(images), model.texts(true))
+    return {"r@1": found, "pairs": float(len(captions))}
 
 
 RECIPE = Recipe(
@@ -82,6 +87,7 @@ RECIPE = Recipe(
     real="foveal run align",
     example="""
 import torch
+from torch import Tensor
 from foveal.pretrain.align import ALIGNObjective, compose_query, retrieve
 
 maps, hidden = torch.randn(4, 1280, 7, 7), torch.randn(4, 12, 384)  # such as EfficientNet-Lite0 and MiniLM give

@@ -16,6 +16,7 @@ The learning rate is that of the recipe of CLIP's contrastive arm; all arms shar
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from foveal.data import world
 from foveal.data.transforms import to_tensor
@@ -37,6 +38,12 @@ def trained(run: Run, objective: str, order: str, prefix: str, steps: int) -> Pr
     return model
 
 
+def test(run: Run, name: str) -> tuple[Tensor, Tensor]:
+    nouns, config = TESTS[name]
+    found = world.classify(10_000 + run.seed, run.size(600), nouns, config)
+    return to_tensor(found.images), torch.tensor([NOUNS.index(nouns[label]) for label in found.labels])
+
+
 def arm(
     run: Run, order: str, prefix: str = "none", objective: str = "unicl", steps: int = 2 * STEPS, asked: int = CAPTION
 ) -> dict[str, float]:
@@ -45,11 +52,10 @@ def arm(
     run.cost(model)
     classes = build_zero_shot_classifier(lambda texts: model.encode(texts, asked), NOUNS, TEMPLATES)
     found = {}
-    for name, (nouns, config) in TESTS.items():
-        test = world.classify(10_000 + run.seed, run.size(600), nouns, config)
-        wanted = torch.tensor([NOUNS.index(nouns[label]) for label in test.labels])
+    for name in TESTS:
+        images, wanted = run.shared(test, name)
         with torch.no_grad():
-            guessed = zero_shot_logits(model.image(to_tensor(test.images)), classes).argmax(1)
+            guessed = zero_shot_logits(model.image(images), classes).argmax(1)
         found[name] = 100 * (guessed == wanted).float().mean().item()
     return {**found, "zero_shot": (found["new"] + found["shift"]) / 2}
 
@@ -79,6 +85,7 @@ RECIPE = Recipe(
     real="foveal run prefix_conditioning",
     example="""
 import torch
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 from foveal.pretrain.prefix_conditioning import CAPTION, LABEL, PrefixTextEncoder
 

@@ -18,6 +18,7 @@ caption. ``perplexity``: of the codes. The learning rate is that of CLIP's recip
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from foveal.curate.tldr import refine_caption
 from foveal.curate.tldr_codes import code_perplexity
@@ -30,6 +31,13 @@ from foveal.recipes._tldr_sets import CODES, COMMON, RARE, SCENES, captioner, de
 STEPS = 120
 
 
+def unseen(run: Run) -> tuple[Tensor, list[str], Tensor, Tensor]:
+    scenes, true = distinct_pairs(10_000 + run.seed, run.size(300), SCENES)
+    single = world.classify(20_000 + run.seed, run.size(800), RARE, SCENES)
+    images = world.images_of(scenes, SCENES)
+    return to_tensor(images), true, to_tensor(single.images), torch.from_numpy(single.labels)
+
+
 def arm(run: Run, by: str, kind: str = "index", text: str = "original", steps: int = STEPS) -> dict[str, float]:
     data, rows = run.shared(dirty), left(run, by, kind)
     captions = [data.captions[i] for i in rows]
@@ -38,16 +46,14 @@ def arm(run: Run, by: str, kind: str = "index", text: str = "original", steps: i
         captions = said if text == "generated" else list(map(refine_caption, captions, said))
     model = towers(run, data.pixels[rows], captions, steps)
     run.cost(model)
-    scenes, true = distinct_pairs(10_000 + run.seed, run.size(300), SCENES)
-    test = world.classify(20_000 + run.seed, run.size(800), RARE, SCENES)
+    images, true, singles, nouns = run.shared(unseen)
     with torch.no_grad():
-        images = model.image(to_tensor(world.images_of(scenes, SCENES)))
-        found = {"r@1": recall_at_1(images, model.encode(words(true)))}
-    guessed = model.class_scores(to_tensor(test.images), RARE + COMMON, world.TEMPLATES).argmax(1)
-    found["rare"] = 100 * (guessed == torch.from_numpy(test.labels)).float().mean().item()
+        found = {"r@1": recall_at_1(model.image(images), model.encode(words(true)))}
+    guessed = model.class_scores(singles, RARE + COMMON, world.TEMPLATES).argmax(1)
+    found["rare"] = 100 * (guessed == nouns).float().mean().item()
     if run.arm == "tldr":
-        shown = [data.pixels[i].permute(1, 2, 0) for i in rows[:8]]
-        run.figure("kept.png", figures.picture_grid(shown, captions[:8]), "what is kept, and its captions")
+        shown = data.pixels[rows[:8]].permute(0, 2, 3, 1)
+        run.figure("kept.png", figures.picture_grid(list(shown), captions[:8]), "what is kept, and its captions")
     if by in ("clusters", "both"):
         found["perplexity"] = code_perplexity(run.shared(captioner)[0], CODES)
     for name, flags in {"copies": data.copy, "swapped": data.swapped}.items():
@@ -58,13 +64,9 @@ def arm(run: Run, by: str, kind: str = "index", text: str = "original", steps: i
 RECIPE = Recipe(
     paper="tldr",
     arms={
-        "all": partial(arm, by="all"),
+        **{by: partial(arm, by=by) for by in ("all", "random", "matching", "clusters", "both")},
         "all_4x": partial(arm, by="all", steps=4 * STEPS),
-        "random": partial(arm, by="random"),
-        "matching": partial(arm, by="matching"),
-        "clusters": partial(arm, by="clusters"),
         "clusters_histogram": partial(arm, by="clusters", kind="histogram"),
-        "both": partial(arm, by="both"),
         "both_histogram": partial(arm, by="both", kind="histogram"),
         "tldr": partial(arm, by="both", text="refined"),
         "generated": partial(arm, by="both", text="generated"),
@@ -86,6 +88,7 @@ RECIPE = Recipe(
     real="foveal curate tldr 'shards/cc3m-{0000..0331}.tar' -o cc3m-reduced --clusters 1000 --every 2",
     example="""
 import torch
+from torch import Tensor
 from foveal.curate.tldr import reduce_dataset
 
 codes = torch.randint(0, 64, (200, 17))  # of CodebookCaptioner.codes, 17 for each picture
