@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,7 +65,7 @@ def _closure(module: str) -> set[Path]:
         seen.add(name)
         for path in _files(name) - found:
             found.add(path)
-            todo += _imports(path)
+            todo += _imports(path, path.stat().st_mtime_ns)
     return found
 
 
@@ -82,7 +83,13 @@ def _files(module: str) -> set[Path]:
     return {path for folder in folders for path in Path(folder).rglob("*.py")}
 
 
-def _imports(path: Path) -> Iterator[str]:
+@cache
+def _imports(path: Path, changed: int) -> tuple[str, ...]:
+    """Modules of foveal that a file imports; ``changed``, its time of change, is there for the cache."""
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("foveal."))

@@ -77,7 +77,7 @@ def run_recipe(
             cell = None if smoke or fresh else store.load(name, seed)
             if cell is None:
                 watch(name, seed, len(cells), total)
-                cell = run_cell(recipe.arms[name], Run(name, seed, smoke, first, parts), first)
+                cell = run_cell(recipe.arms[name], Run(name, seed, smoke, first and not smoke, parts), first)
                 if not smoke:
                     store.save(cell)
             cells.append(cell)
