@@ -140,7 +140,7 @@ def test_sources_differ_by_their_prefix_alone():
 def test_prefixes_start_small():
     prefix = seeded(lambda: PrefixTextEncoder(nn.Embedding(2, 200), Body(200, 4), num_sources=50)).prefix
     assert prefix.shape == (50, 1, 200)
-    assert float(prefix.std()) == pytest.approx(0.02, rel=0.05)
+    assert prefix.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 @pytest.mark.parametrize(
