@@ -30,8 +30,8 @@ def instruction_attention(
     total = torch.zeros(key.shape[1], device=key.device)
     for first in range(0, query.shape[1], ROWS):
         part = slice(first, first + ROWS)
-        logits = attention_logits(query[:, part], key).float() / query.shape[-1] ** 0.5
+        logits = attention_logits(query[:, part], key).float().div_(query.shape[-1] ** 0.5)
         if mask is not None:
-            logits = logits.masked_fill(~mask[part], torch.finfo(logits.dtype).min)
+            logits.masked_fill_(~mask[part], torch.finfo(logits.dtype).min)
         total = total + logits.softmax(-1).sum((0, 1))
     return total / (query.shape[0] * query.shape[1])
