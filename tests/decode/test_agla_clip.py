@@ -35,7 +35,9 @@ def test_map_and_cosine(clip, inputs):
     """Against a finite difference of the cosine by each attention probability."""
     pixels, ids, mask = inputs
     cam, cosine = ClipMatcher(clip)(pixels, ids, mask)
-    assert cam.shape == (3, SIDE, SIDE) and (cam >= 0).all() and cam.std() > 0
+    assert cam.shape == (3, SIDE, SIDE)
+    assert (cam >= 0).all()
+    assert cam.std() > 0
     block = clip.vision_model.encoder.layers[-1]
     with torch.no_grad():
         hidden = clip.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]

@@ -64,16 +64,15 @@ RECIPE = Recipe(
 class Stand:
     """The recipe's file, and the log of the cells that were really run."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path) -> None:
         self.file, self.log, self.work = folder / "recipes" / f"{SLUG}.py", folder / "cells.log", folder / "work"
-        self._monkeypatch = monkeypatch
         self.file.parent.mkdir()
         self.write(RECIPE)
 
     def write(self, text: str) -> None:
         """Put this into the recipe's file, and let the next import read it."""
         self.file.write_text(text)
-        self._monkeypatch.delitem(sys.modules, f"foveal.recipes.{SLUG}", raising=False)
+        sys.modules.pop(f"foveal.recipes.{SLUG}", None)  # monkeypatch would put a stand-in back when all is over
         importlib.invalidate_caches()
 
     def cells_run(self) -> list[str]:
@@ -86,7 +85,7 @@ class Stand:
 @pytest.fixture
 def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stand:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two texts within one second would share their bytecode
-    place = Stand(tmp_path, monkeypatch)
+    place = Stand(tmp_path)
     foveal.recipes.__path__.insert(0, str(place.file.parent))
     monkeypatch.setenv("CELLS_RUN", str(place.log))
     monkeypatch.chdir(tmp_path)

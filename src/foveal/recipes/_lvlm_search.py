@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveal.compress.base import LayerInput
-from foveal.compress.gsearch import kendall_tau
+from foveal.compress.gsearch import kendall_tau, strategy_cost
 from foveal.compress.gsearch_keep import LayerwiseKeep
 from foveal.compress.pyramiddrop import instruction_attention
 from foveal.compress.runtime import PrefillReducer
@@ -57,6 +57,13 @@ def prompts(run: Run, first_seed: int, each: int) -> Prompts:
         batches.append(nano.processor(text=texts, images=images, padding=True, return_tensors="pt"))
         beginnings.append([_beginnings(nano, item) for item in part])
     return Prompts(nano, batches, beginnings)
+
+
+def cost(run: Run, rates: list[float]) -> float:
+    """Percentage of the FLOPs that the host spends on image tokens."""
+    nano = run.shared(host)
+    text, n = nano.model.config.text_config, nano.model.config.image_seq_length
+    return 100 * strategy_cost(rates, n, text.hidden_size, text.intermediate_size)
 
 
 def _beginnings(nano: Nano, item: Item) -> set[int]:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from foveal import zoo
@@ -15,7 +14,7 @@ from foveal.data.world.layout import scene as lay_out
 from foveal.decode.agla import adaptive_mask, augmented_view, smooth_map
 from foveal.decode.agla_clip import ClipMatcher
 from foveal.evaluate.tasks.worlds import LLAVA_WORLD, held_out
-from foveal.lab import Run, figures
+from foveal.lab import Run
 from foveal.zoo.nano import Nano
 
 POINTED = 96
@@ -88,14 +87,3 @@ def pointing(run: Run) -> dict[str, float]:
         hits.append(there[y, x])
         chance.append(there.mean())
     return {"pointing": 100 * float(np.mean(hits)), "pointing by chance": 100 * float(np.mean(chance))}
-
-
-def figure(run: Run) -> tuple[Figure, str]:
-    """Four pictures, and what the map of a question about one thing in each leaves of them."""
-    scenes = [lay_out(LLAVA_WORLD, held_out(run.seed, 70), i) for i in range(4)]
-    images = [draw(scene, LLAVA_WORLD.size).image for scene in scenes]
-    questions = [f"Is there a {scene.things[0].noun} in the image?" for scene in scenes]
-    pictures = [torch.from_numpy(image).permute(2, 0, 1) / 255 for image in images]
-    left = [view.permute(1, 2, 0).numpy() for view in views(pictures, maps(run, images, questions))]
-    grid = figures.picture_grid([*images, *left], [*questions, *[""] * 4])
-    return grid, "Below: what the map of the question leaves of the picture."

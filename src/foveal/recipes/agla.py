@@ -18,7 +18,8 @@ from foveal.decode.base import ContrastProcessor
 from foveal.lab import Claim, Recipe, Run
 from foveal.recipes._lvlm import host
 from foveal.recipes._lvlm_decoding import beam, by, greedy, sampled
-from foveal.recipes._lvlm_views import figure, host_views, pointing
+from foveal.recipes._lvlm_views import host_views, pointing
+from foveal.recipes._lvlm_views_figure import figure
 from foveal.zoo.nano import Nano
 
 

@@ -13,10 +13,9 @@ at layer 2 (as FastV, by the ranking of all arms here), *ramp* falls evenly and 
 from collections.abc import Callable
 from functools import partial
 
-from foveal.compress.gsearch import g_search, search_p_sigmoid, strategy_cost
+from foveal.compress.gsearch import g_search, search_p_sigmoid
 from foveal.lab import Claim, Recipe, Run
-from foveal.recipes._lvlm import host
-from foveal.recipes._lvlm_search import agreement, prompts
+from foveal.recipes._lvlm_search import agreement, cost, prompts
 from foveal.recipes._strategies import falling_by_chance, one_drop, ramp
 
 LAYERS, START, TRIES = 6, 2, 9
@@ -28,11 +27,6 @@ CALIBRATION, TEST = (0, 24), (500, 60)
 def searched(run: Run) -> list[float]:
     asked = run.shared(prompts, *CALIBRATION)
     return g_search(asked.right, LAYERS, asked.right(None) - 0.5, START, levels=8).rates
-
-
-def cost(run: Run, rates: list[float]) -> float:
-    text = run.shared(host).model.config.text_config
-    return 100 * strategy_cost(rates, 144, text.hidden_size, text.intermediate_size)
 
 
 def full(run: Run) -> dict[str, float]:
@@ -62,10 +56,6 @@ def chance(run: Run, budget: float) -> list[float]:
     return max(tries, key=run.shared(prompts, *CALIBRATION).right)
 
 
-def simple(strategy: Callable[[int, int, float], list[float]], run: Run, budget: float) -> list[float]:
-    return strategy(LAYERS, START, budget)
-
-
 def arm(run: Run, find: Callable[[Run, float], list[float]]) -> dict[str, float]:
     rates, asked = {name: find(run, budget) for name, budget in BUDGETS.items()}, run.shared(prompts, *TEST)
     return {f"accuracy at {name}": asked.right(own) for name, own in rates.items()}
@@ -78,8 +68,8 @@ RECIPE = Recipe(
         "gsearch": gsearch,
         "once": once,
         "sigmoid": partial(arm, find=sigmoid),
-        "step": partial(arm, find=partial(simple, one_drop)),
-        "ramp": partial(arm, find=partial(simple, ramp)),
+        "step": partial(arm, find=lambda run, budget: one_drop(LAYERS, START, budget)),
+        "ramp": partial(arm, find=lambda run, budget: ramp(LAYERS, START, budget)),
         "random": partial(arm, find=chance),
     },
     claims=[

@@ -23,7 +23,8 @@ from foveal.data.transforms import to_tensor
 from foveal.lab import Claim, Recipe, Run
 from foveal.nn.zero_shot import build_zero_shot_classifier, zero_shot_logits
 from foveal.pretrain.prefix_conditioning import CAPTION, LABEL
-from foveal.recipes._prefix_towers import NOUNS, TEMPLATES, TESTS, Batches, PrefixTowers, union
+from foveal.recipes._prefix_data import NOUNS, TEMPLATES, TESTS, Batches, union
+from foveal.recipes._prefix_towers import PrefixTowers
 from foveal.train import FitConfig, fit
 
 EACH, STEPS = 1920, 120  # of either source: four times through all of it

@@ -26,7 +26,8 @@ from foveal.data import world
 from foveal.data.transforms import to_tensor
 from foveal.lab import Claim, Recipe, Run, figures
 from foveal.recipes._recall import distinct_pairs, recall_at_1
-from foveal.recipes._tldr_sets import CODES, COMMON, RARE, SCENES, captioner, descriptions, dirty, left, towers, words
+from foveal.recipes._tldr_models import CODES, captioner, descriptions, left, towers, words
+from foveal.recipes._tldr_sets import COMMON, RARE, SCENES, dirty
 
 STEPS = 120
 
