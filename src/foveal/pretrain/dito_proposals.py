@@ -44,9 +44,9 @@ class ProposalHead(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.objectness = nn.Linear(channels, 1)
         self.distances = nn.Linear(channels, 4)
-        for layer in (self.conv, self.objectness, self.distances):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if not name.startswith("norm"):
+                nn.init.normal_(parameter, std=0.01 if name.endswith("weight") else 0.0)
 
     def forward(self, maps: Mapping[int, Float[Tensor, "b c _ _"]]) -> Proposals:
         """Distances are positive multiples of half an anchor: a head of zeros proposes the anchors."""

@@ -36,7 +36,8 @@ def regions(run: Run, first: ImageLevel, shift: int, whole: bool, steps: int) ->
     model = copy.deepcopy(first)
     model.backbone.shift = shift
     scale, number = ((1.0, 1.0), 1) if whole else ((0.2, 1.0), 8)
-    objective = DitoObjective(model.backbone, model.text, *run.build(new_parts), number, scale=scale)
+    pyramid, head = run.build(new_parts)
+    objective = DitoObjective(model.backbone, model.text, pyramid, head, number, scale=scale)
     objective.logit_scale.load_state_dict(model.objective.logit_scale.state_dict())
     data: OpenScenes = run.shared(scenes, 0, 3000)
     config = FitConfig(lr=1e-3, batch_size=32, after_step=RegionLevel.clamp)
