@@ -11,14 +11,14 @@ from foveal.decode.damro import cls_attention, outlier_indices
 from foveal.demo import decoders
 from foveal.demo.decoders import DECODERS, agla_views, compare_decoders
 from foveal.demo.host import Host, Spoken
-from foveal.demo.matcher import ClipMatcher
+from foveal.demo.matcher import PatchMatcher
 from foveal.evaluate.tasks.captions import PROMPT
 from foveal.evaluate.tasks.worlds import LLAVA_WORLD, held_out, single
 
 
 @pytest.fixture(scope="session")
 def matcher():
-    return ClipMatcher.load()
+    return PatchMatcher.load()
 
 
 @pytest.fixture(scope="module")

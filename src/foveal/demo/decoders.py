@@ -23,7 +23,7 @@ from foveal.decode.debias import DebiasLogitsProcessor
 from foveal.demo.eyes import Image, Progress
 from foveal.demo.host import Host
 from foveal.demo.marked import invented
-from foveal.demo.matcher import ClipMatcher
+from foveal.demo.matcher import PatchMatcher
 from foveal.demo.measure import Estimate
 from foveal.demo.scenes import View
 from foveal.evaluate.base import Setting
@@ -93,7 +93,7 @@ class Decoders:
 
 
 def compare_decoders(
-    host: Host, matcher: ClipMatcher, shown: Sequence[View], seed: int, more: int, progress: Progress
+    host: Host, matcher: PatchMatcher, shown: Sequence[View], seed: int, more: int, progress: Progress
 ) -> Decoders:
     """Ask and describe the scenes ``shown`` by every decoder, and describe ``more`` scenes for the shares."""
     items = world_items(Setting(more, seed))
@@ -131,7 +131,7 @@ def compare_decoders(
     return Decoders(host.side, tuple(heard), tuple(habits))
 
 
-def agla_views(matcher: ClipMatcher, images: Sequence[Image], texts: Sequence[str]) -> list[Image]:
+def agla_views(matcher: PatchMatcher, images: Sequence[Image], texts: Sequence[str]) -> list[Image]:
     """Each picture with everything black that its text is not about."""
     processor = matcher.processor
     words = processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")

@@ -16,14 +16,14 @@ from torch import Tensor
 from foveal import zoo
 
 
-class ClipMatcher:
+class PatchMatcher:
     """Called as `foveal.decode.BlipMatcher` is, with the tensors of nano-clip's processor."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
 
     @classmethod
-    def load(cls) -> ClipMatcher:
+    def load(cls) -> PatchMatcher:
         """With the shipped nano-clip."""
         nano = zoo.load("nano-clip")
         return cls(nano.model, nano.processor)

@@ -34,7 +34,7 @@ from foveal.demo.decoders import Decoders, compare_decoders
 from foveal.demo.eyes import TEMPERATURE, Eyes, Image, Progress
 from foveal.demo.fewer_tokens import FewerTokens, compare_budgets
 from foveal.demo.host import Host
-from foveal.demo.matcher import ClipMatcher
+from foveal.demo.matcher import PatchMatcher
 from foveal.demo.measure import Naming, Retrieval, naming, retrieval
 from foveal.demo.scenes import views
 from foveal.lab.environment import hardware, versions
@@ -173,7 +173,7 @@ def _ask_nano_llava(found: Findings, size: Size, seed: int, progress: Progress) 
     with found.timed("fewer visual tokens"):
         found.fewer = compare_budgets(host, shown, seed, size.quiz, progress)
     with found.timed("decoders"):
-        found.decoders = compare_decoders(host, ClipMatcher.load(), shown, seed, size.descriptions, progress)
+        found.decoders = compare_decoders(host, PatchMatcher.load(), shown, seed, size.descriptions, progress)
 
 
 def _parts(size: Size) -> tuple[tuple[twemoji.Split, int | None], ...]:

@@ -45,8 +45,10 @@ class ProposalHead(nn.Module):
         self.objectness = nn.Linear(channels, 1)
         self.distances = nn.Linear(channels, 4)
         for name, parameter in self.named_parameters():
-            if not name.startswith("norm"):
-                nn.init.normal_(parameter, std=0.01 if name.endswith("weight") else 0.0)
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif not name.startswith("norm"):
+                nn.init.normal_(parameter, std=0.01)
 
     def forward(self, maps: Mapping[int, Float[Tensor, "b c _ _"]]) -> Proposals:
         """Distances are positive multiples of half an anchor: a head of zeros proposes the anchors."""
