@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from foveal.evaluate.base import Kind
-from foveal.evaluate.models.dual_encoder import DualEncoder
 from foveal.evaluate.models.files import find_folder, weights_digest, weights_size
 from foveal.evaluate.models.recorded import RecordedAnswers
 from foveal.evaluate.models.text_to_image import GUIDANCE, STEPS, TextToImage
 from foveal.evaluate.models.vision_language import Request, VisionLanguage
+from foveal.zoo.dual_encoder import DualEncoder
 from foveal.zoo.quiet import quiet_loading
 
 __all__ = [

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-
-from foveal.evaluate.base import Kind
 
 
 class DualEncoder:
@@ -23,7 +21,7 @@ class DualEncoder:
         batch_size: most pictures or texts at once.
     """
 
-    kind: Kind = "dual encoder"
+    kind: Literal["dual encoder"] = "dual encoder"
 
     def __init__(self, model: Any, processor: Any, batch_size: int = 32) -> None:
         self.model, self.batch_size = model, batch_size
