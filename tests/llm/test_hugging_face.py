@@ -1,10 +1,10 @@
-"""The language models: the real small one, and the scripted one."""
+"""The real small language model."""
 
 import pytest
 import torch
 
 from foveal import zoo
-from foveal.llm import HFLM, ScriptedLM
+from foveal.llm import HFLM
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
 
@@ -79,21 +79,3 @@ def test_bad_input(smollm2, prompts, options, words):
 
 def test_no_prompts_no_texts(smollm2):
     assert smollm2.generate([]) == []
-
-
-def test_the_scripted_model_answers_in_order_and_remembers():
-    scripted = ScriptedLM(["a cat. And more", " a dog "])
-    assert scripted.generate(["first"], stop=["."]) == ["a cat"]
-    assert scripted.complete(CAPITAL) == "a dog"
-    assert scripted.calls == ["first", CAPITAL]
-    with pytest.raises(ValueError, match="all 2 were given"):
-        scripted.generate(["third"])
-
-
-def test_the_scripted_model_answers_by_function():
-    scripted = ScriptedLM(lambda prompt: prompt.upper())
-    assert scripted.generate(["a", "b"]) == ["A", "B"]
-    with pytest.raises(ValueError, match="replies"):
-        ScriptedLM("one answer")
-    with pytest.raises(ValueError, match="max_new_tokens"):
-        scripted.generate(["a"], max_new_tokens=0)
