@@ -125,6 +125,10 @@ class BagFineTuner(ClassifierMixin, BaseEstimator):
         """Accuracy in [0, 1]."""
         return (self.predict(images, captions) == _checked_ids(images, class_ids)).double().mean().item()
 
+    def __sklearn_clone__(self) -> "BagFineTuner":
+        """A new one, not fitted, on the same model, which `fit` copies anyway."""
+        return type(self)(**self.get_params(deep=False))
+
     def _epoch(
         self,
         encoder: DualEncoder,
