@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from foveal.llm.base import LanguageModel, Prompt, check_request, cut_at
@@ -51,6 +52,25 @@ class HFLM(LanguageModel):
             new = self._continue(batch, max_new_tokens, temperature, stop, generator)
             texts += self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [cut_at(text, stop) for text in texts]
+
+    @contextmanager
+    def steer(self, positive: str, negative: str, *, alpha: float = 1.0, layer: int | None = None) -> Iterator[None]:
+        """While entered, answers are pushed from ``negative`` towards ``positive`` (GLOV, `foveal.nn.steering`).
+
+        Args:
+            alpha: how far; negative values push the other way.
+            layer: block whose output is moved, from 0; None: 17/32 of the way up.
+        """
+        import torch
+
+        from foveal.nn.steering import LayerSteering, decoder_blocks, hidden_after, offset_vector
+
+        blocks = len(decoder_blocks(self.model))
+        block = min(round(17 / 32 * blocks), blocks - 1) if layer is None else layer
+        ids = [torch.tensor(self._encode(text, max_new_tokens=1)) for text in (positive, negative)]
+        ends = [hidden_after(self.model, row, block) for row in ids]
+        with LayerSteering(self.model, block, offset_vector(*ends, alpha=alpha)):
+            yield
 
     def _encode(self, prompt: Prompt, max_new_tokens: int) -> list[int]:
         if isinstance(prompt, str):
