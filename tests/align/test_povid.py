@@ -1,7 +1,10 @@
 import copy
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -204,19 +207,30 @@ def test_bad_scores_are_named(change, message):
 
 
 def test_dpo_of_trl():
-    """trl's trainer computes its loss inside a method: what it calls is checked here, sigmoid of the same margin."""
+    """trl computes its loss within its trainer: that method is called with a model that says these numbers."""
     trl = pytest.importorskip("trl")
-    trainer = trl.DPOTrainer
-    if not hasattr(trainer, "dpo_loss"):
-        pytest.skip(f"trl {trl.__version__} has no loss that can be called alone")
-    policy = scores()
-    stub = type("Stub", (), {})()
-    stub.__dict__.update(
-        beta=0.1, label_smoothing=0, loss_type="sigmoid", reference_free=False, f_divergence_type="reverse_kl"
+    policy_chosen, policy_rejected, ref_chosen, ref_rejected = scores()[:4]
+    trainer = MagicMock(
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        use_weighting=False,
+        precompute_ref_logps=True,
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        f_divergence_type="reverse_kl",
+        beta=0.3,
     )
-    stub.accelerator = type("A", (), {"device": torch.device("cpu")})()
-    losses = trainer.dpo_loss(stub, policy[0], policy[1], policy[3], policy[4])[0]
-    close(dpo_loss(policy[0], policy[1], policy[3], policy[4], beta=0.1), losses)
+    trainer.accelerator.gather = trainer.accelerator.gather_for_metrics = lambda value: value
+    trainer.model.training = False
+    trainer._metrics = {"eval": defaultdict(list)}
+    logps = torch.cat([policy_chosen, policy_rejected])[:, None]
+    ones = torch.ones(10, 2, dtype=torch.long)
+    said = {"log_probs": logps, "entropy": logps, "mean_logits": logps, "is_top1": ones[:, 1:].bool()}
+    references = {"ref_chosen_logps": ref_chosen, "ref_rejected_logps": ref_rejected}
+    inputs = {"input_ids": ones, "attention_mask": ones, "completion_mask": ones, **references}
+    loss = trl.DPOTrainer._compute_loss(trainer, lambda **_: SimpleNamespace(**said), inputs, False)
+    ours = dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.3)
+    close(ours.mean(), loss)
 
 
 # the objective
