@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from foveal.adapt.adaptclipzs import BagFineTuner
+from foveal.adapt.nmtune import NMTuneClassifier
 from foveal.adapt.svfit import apply_svfit, load_svfit_state_dict, merge_svfit, svfit_state_dict
 from foveal.zoo import nano
 
@@ -98,6 +99,11 @@ def _bags(seed: int) -> dict[str, Any]:
     return {"images": pictures(), "class_ids": torch.tensor(IDS), "captions": BAGS, "generator": generator}
 
 
+FEATURES = np.repeat(4 * np.eye(3, 6, dtype=np.float32), 10, 0) + np.random.default_rng(0).normal(
+    0, 0.5, (30, 6)
+).astype(np.float32)
+CLASSES = np.repeat([0, 1, 2], 10)
+
 ESTIMATORS = [
     Estimator(
         "adaptclipzs",
@@ -114,6 +120,16 @@ ESTIMATORS = [
             "model": nn.Linear(1, 1),
         },
         bad_data=(("class_ids", torch.tensor([2])), ("captions", {2: ["red"]}), ("captions", BAGS | {5: []})),
+    ),
+    Estimator(
+        "nmtune",
+        lambda: NMTuneClassifier(3, lr=1e-2, epochs=15),
+        fit_on=lambda seed: {"features": FEATURES, "labels": CLASSES},
+        asked=lambda: {"X": FEATURES},
+        truth=lambda: CLASSES,
+        bad_settings={"epochs": 0, "batch_size": 1, "lr": -1.0, "k": 9, "seed": -1},
+        bad_data=(("labels", CLASSES + 1), ("features_second_view", FEATURES[:4])),
+        seed="seed",
     ),
 ]
 
