@@ -21,12 +21,17 @@ class HFLM(LanguageModel):
         model: any model with ``generate``, such as ``AutoModelForCausalLM`` gives.
         tokenizer: with a chat template if it is to answer conversations; its padding side does not matter.
         batch_size: prompts that run at once.
+        top_k, top_p: where tokens are drawn, of the ``top_k`` most probable ones only (0: of all), and of the fewest
+            that have ``top_p`` of the probability. Small models write little of use without.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 16) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 16, *, top_k: int = 0, top_p: float = 1.0) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        if top_k < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"top_k={top_k}, top_p={top_p}: must be at least 0, and a share above 0 up to 1")
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        self.top_k, self.top_p = top_k, top_p
 
     def generate(
         self,
@@ -105,7 +110,7 @@ class HFLM(LanguageModel):
         length = max(map(len, prompts))
         ids = torch.tensor([[pad] * (length - len(row)) + row for row in prompts])
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in prompts])
-        drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        drawing = {"do_sample": True, "temperature": temperature, "top_k": self.top_k, "top_p": self.top_p}
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             eos_token_id=self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id,
