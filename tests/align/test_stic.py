@@ -23,6 +23,7 @@ from foveal.align.stic import (
     low_resolution,
     stic_loss,
 )
+from foveal.align.stic_data import build_preference_pairs
 
 from .toy import ToyLVLM, batch
 
@@ -294,3 +295,27 @@ def test_bad_options_are_named():
 def test_names_are_found_from_the_stage():
     assert foveal.align.STICObjective is stic.STICObjective
     assert foveal.align.color_jitter is stic.color_jitter
+
+
+# many pairs at once
+
+
+def test_pairs_in_one_go_are_those_one_by_one():
+    images = [picture(seed=i) for i in range(6)]
+    calls = []
+
+    def describe_all(asked):
+        calls.append(asked)
+        return [f"{prompt} {float(image.mean()):.4f}" for image, prompt in asked]
+
+    found = build_preference_pairs(images, describe_all, seed=4)
+    assert len(calls) == 1
+    assert len(calls[0]) == 12
+    for place, (image, pair) in enumerate(zip(images, found, strict=True)):
+        rng = torch.Generator().manual_seed((4 << 32) + place)
+        assert pair == build_preference_pair(image, lambda image, prompt: describe_all([(image, prompt)])[0], rng)
+    assert build_preference_pairs(images[:2], describe_all, seed=4) == found[:2]
+    assert build_preference_pairs(images, describe_all, seed=5) != found
+    for wrong, message in ((lambda asked: ["a"], "fewer"), (lambda asked: ["a"] * 99, "more")):
+        with pytest.raises(ValueError, match=message):
+            build_preference_pairs(images, wrong, seed=0)

@@ -1,0 +1,56 @@
+"""STIC's pairs for many pictures at once: models write in batches what `build_preference_pair` asks for one by one."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from foveal.align.stic import PreferencePair, build_preference_pair
+
+Asked = tuple[Float[Tensor, "3 _ _"], str]
+DescribeAll = Callable[[Sequence[Asked]], Sequence[str]]
+
+
+def build_preference_pairs(
+    images: Sequence[Float[Tensor, "3 _ _"]],
+    describe_all: DescribeAll,
+    seed: int,
+    *,
+    p_bad_prompt: float = 0.5,
+    p_low_resolution: float = 0.5,
+) -> list[PreferencePair]:
+    """A pair for each picture, drawn from (seed, its place) alone.
+
+    Args:
+        images: RGB in [0, 1].
+        describe_all: pictures and prompts to texts; called once, with two of them for every picture.
+        seed: of everything that is drawn.
+        p_bad_prompt, p_low_resolution: see `build_preference_pair`.
+
+    Raises:
+        ValueError: as `build_preference_pair`, or when there are not as many texts as were asked for.
+    """
+    asked: list[Asked] = []
+
+    def note(image: Tensor, prompt: str) -> str:
+        asked.append((image, prompt))
+        return ""
+
+    def build(describe: Callable[[Tensor, str], str]) -> list[PreferencePair]:
+        found = []
+        for place, image in enumerate(images):
+            generator = torch.Generator().manual_seed((seed << 32) + place)
+            options = {"p_bad_prompt": p_bad_prompt, "p_low_resolution": p_low_resolution}
+            found.append(build_preference_pair(image, describe, generator, **options))
+        return found
+
+    build(note)  # what is asked does not depend on the answers
+    texts = iter(describe_all(asked))
+    try:
+        pairs = build(lambda image, prompt: next(texts))
+    except StopIteration:
+        raise ValueError(f"describe_all gave fewer than the {len(asked)} texts that were asked for") from None
+    if next(texts, None) is not None:
+        raise ValueError(f"describe_all gave more than the {len(asked)} texts that were asked for")
+    return pairs
