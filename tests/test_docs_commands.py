@@ -2,9 +2,11 @@
 
 import functools
 import importlib
+import operator
 import re
 import shlex
 from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import pytest
 import tyro
@@ -40,9 +42,20 @@ def parse(arguments: tuple[str, ...]) -> None:
     command, *rest = arguments
     if command not in COMMANDS:
         raise SystemExit(2)
-    real = importlib.import_module(f"foveal.cli.{command}").main
-    parsed_only = functools.wraps(real)(lambda *_, **__: None)  # tyro reads the real signature, the call does nothing
+    parsed_only = idle(importlib.import_module(f"foveal.cli.{command}").main)
     tyro.cli(parsed_only, prog=f"foveal {command}", args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def idle(command: Any) -> Any:
+    """The command with its real signature, which tyro reads, and a body that does nothing; so for each of a group."""
+    if not get_args(command):
+        return functools.wraps(command)(lambda *_, **__: None)
+    named = [config for part in get_args(command) for config in part.__metadata__ if hasattr(config, "name")]
+    parts = [
+        Annotated[Any, tyro.conf.subcommand(config.name, constructor=idle(config.constructor_factory()))]
+        for config in named
+    ]
+    return functools.reduce(operator.or_, parts, Annotated[None, tyro.conf.Suppress])
 
 
 @pytest.mark.parametrize("arguments", foveal_arguments(), ids=" ".join)
@@ -61,7 +74,10 @@ def test_cheap_command_runs(arguments, capsys):
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("wrong", [("lst",), ("list", "--stages", "connect"), ("find",), ("find", "a", "--k", "x")])
+@pytest.mark.parametrize(
+    "wrong",
+    [("lst",), ("list", "--stages", "connect"), ("find",), ("find", "a", "--k", "x"), ("curate", "tldr", "--x")],
+)
 def test_wrong_commands_are_seen(wrong, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse(wrong)

@@ -12,8 +12,8 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 @pytest.fixture(autouse=True)
-def this_machine_only(monkeypatch, tmp_path):
-    """Other machines are out of reach, proxies are not asked, and answers are kept in a folder of the test."""
+def this_machine_only(monkeypatch):
+    """Other machines are out of reach, and proxies are not asked."""
     connect = socket.socket.connect
 
     def local(self, address):
@@ -23,7 +23,6 @@ def this_machine_only(monkeypatch, tmp_path):
 
     monkeypatch.setattr(socket.socket, "connect", local)
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path / "cache"))
 
 
 def chat(text, usage=(7, 3)):
@@ -96,7 +95,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch, tmp_path):
+    """Running, with a folder of the test for the answers that are kept."""
+    monkeypatch.setenv("FOVEAL_CACHE", str(tmp_path / "cache"))
     with Faulty() as faulty:
         thread = threading.Thread(target=faulty.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
