@@ -1,34 +1,17 @@
-"""Train one of foveal's own reference models anew: nano-clip, nano-llava or nano-sd."""
+"""Train a CLIP of yours on your own data with any of our objectives, or one of foveal's reference models anew."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-NAMES = ("nano-clip", "nano-llava", "nano-sd")
+from foveal.cli._train_clip_like import clip_like
+from foveal.cli._train_nano import nano
 
-
-def main(
-    name: Annotated[str, tyro.conf.Positional],
-    out: Path | None = None,
-    work: Path | None = None,
-    smoke: bool = False,
-) -> None:
-    """Train a nano model as the shipped one was trained. After Ctrl-C the same command goes on where it stopped.
-
-    Args:
-        name: nano-clip, nano-llava or nano-sd.
-        out: folder of the finished checkpoint, for any from_pretrained; by default foveal-models/NAME.
-        work: folder for the checkpoints on the way; by default .foveal/train/NAME.
-        smoke: a couple of steps of a small copy, to see that it runs.
-    """
-    if name not in NAMES:
-        raise ValueError(f"name={name!r}: choose one of {', '.join(NAMES)}")
-    import importlib
-
-    out = out or Path("foveal-models") / (f"{name}-smoke" if smoke else name)
-    work = work or Path(".foveal") / "train" / (f"{name}-smoke" if smoke else name)
-    trainer = importlib.import_module(f"foveal.zoo.nano.{name.removeprefix('nano-')}")
-    print(trainer.train(out, work, smoke))
+main = (
+    Annotated[Any, tyro.conf.subcommand("clip-like", constructor=clip_like)]
+    | Annotated[Any, tyro.conf.subcommand("nano-clip", constructor=nano("nano-clip"))]
+    | Annotated[Any, tyro.conf.subcommand("nano-llava", constructor=nano("nano-llava"))]
+    | Annotated[Any, tyro.conf.subcommand("nano-sd", constructor=nano("nano-sd"))]
+)

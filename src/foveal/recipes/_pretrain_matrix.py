@@ -1,6 +1,6 @@
 """Which objective to pre-train with: the same data, the same small towers and the same steps, and eight questions.
 
-Pictures of three shapes at 48 px with captions of which the long ones do not fit the text tower, regions as a detector
+Pictures of two shapes at 48 px with captions of which the long ones do not fit the text tower, regions as a detector
 with stated errors finds them, and labels for every sixth picture (`_pretrain_matrix_data`). Every objective trains the
 same `CLIPModel` from the same weights, in batches of the same samples; what it needs beside the two towers is its own
 and counted. The learners are those of ``foveal train clip-like``. Each question is answered by the objective's own

@@ -12,7 +12,7 @@ from foveal.lab import Run
 from foveal.pretrain.base_towers import vision_tokens
 from foveal.recipes import _listed as data
 from foveal.recipes._clip_learners import TEMPLATES, Learner
-from foveal.recipes._pretrain_matrix_data import described
+from foveal.recipes._pretrain_matrix_data import SCENES, described, laid_out, ready
 from foveal.recipes._pretrain_matrix_places import heat, region_scores
 from foveal.recipes._sentence_towers import short
 
@@ -23,7 +23,7 @@ TESTS, SHOWS = 300, 0.25
 @torch.no_grad()
 def scores(run: Run, learner: Learner) -> dict[str, float]:
     """All columns but that of noise, in percent."""
-    test = run.shared(data.listed, 10_000, TESTS)
+    test = run.shared(laid_out, 10_000, TESTS)
     found = {"retrieval": retrieval(run, learner), "zero-shot": zero_shot(run, learner)}
     phrases = [f"{c} {noun}" for things in test.things for c, noun, _ in things]
     best = heat(learner, test.pixels, phrases).argmax(2, keepdim=True)
@@ -40,7 +40,7 @@ def scores(run: Run, learner: Learner) -> dict[str, float]:
 @torch.no_grad()
 def retrieval(run: Run, learner: Learner) -> float:
     """R@1 with captions of later scenes."""
-    test = run.shared(data.listed, 10_000, TESTS)
+    test = run.shared(laid_out, 10_000, TESTS)
     texts = [short(things) for things in test.things]
     return recall(learner.similarity(test.pixels, texts), texts)
 
@@ -79,5 +79,5 @@ def probe(run: Run, learner: Learner) -> float:
 
 def singles(run: Run, first: int) -> tuple[Float[Tensor, "n 3 s s"], np.ndarray]:
     """Pictures of one shape each."""
-    found = world.classify(first + run.seed, run.size(TESTS), data.NOUNS, data.SCENES)
-    return to_tensor(found.images), found.labels
+    found = world.classify(first + run.seed, run.size(TESTS), data.NOUNS, SCENES)
+    return ready(to_tensor(found.images)), found.labels
