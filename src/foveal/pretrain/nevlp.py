@@ -37,8 +37,9 @@ from foveal.pretrain.base import (
     gather_features,
     mean_over_processes,
 )
+from foveal.pretrain.base_fusion import IGNORED as IGNORED
+from foveal.pretrain.base_fusion import itm_loss as itm_loss
 from foveal.pretrain.base_towers import vision_tokens
-from foveal.pretrain.nevlp_bridge import IGNORED
 from foveal.pretrain.nevlp_bridge import ConceptQFormer as ConceptQFormer
 from foveal.pretrain.nevlp_bridge import VisualPrefix as VisualPrefix
 from foveal.pretrain.nevlp_bridge import build_attention_mask as build_attention_mask
@@ -191,13 +192,6 @@ def hard_negatives(
     finite_loss(both.sum(), sim=sim)
     drawn = torch.multinomial(both.to(generator.device), 1, generator=generator)[:, 0].to(sim.device)
     return drawn[: len(sim)], drawn[len(sim) :]
-
-
-def itm_loss(logits: Float[Tensor, "n q 2"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-    """Cross-entropy of the scores averaged over the queries; label 1: match."""
-    if logits.ndim != 3 or logits.shape[2] != 2 or labels.shape != logits.shape[:1] or 0 in logits.shape:
-        raise ValueError(f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}: must be (n, Q, 2) and (n,)")
-    return F.cross_entropy(at_least_float32(logits).mean(1), labels)
 
 
 def citg_labels(

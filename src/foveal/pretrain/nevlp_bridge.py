@@ -18,9 +18,9 @@ from transformers import Blip2QFormerConfig, PreTrainedModel
 
 from foveal.nn.qformer import QFormer
 from foveal.nn.word_head import TiedWordHead
+from foveal.pretrain.base_fusion import IGNORED
 
 TASKS = ("nitc", "citg", "citm")
-IGNORED = -100
 
 
 def build_attention_mask(

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from foveal.nn.ot import ipot as ipot
 from foveal.pretrain.base import at_least_float32, finite_loss, mean_over_processes
+from foveal.pretrain.base_fusion import IGNORED as IGNORED
+from foveal.pretrain.base_fusion import itm_loss as itm_loss
 from foveal.pretrain.uniter_model import INPUTS, Batch
 from foveal.pretrain.uniter_model import UNITER as UNITER
 from foveal.pretrain.uniter_model import UNITERConfig as UNITERConfig
@@ -41,7 +43,6 @@ NEEDED = {
     "itm": ("targets",),
 }
 REDUCTIONS = ("mean", "sum")
-IGNORED = -100
 
 # Inputs ---------------------------------------------------------------------------------------------------------------
 
@@ -181,15 +182,6 @@ def mrc_kl_loss(
     _check_rows(logits, detector_probs, "logits", "detector_probs")
     probabilities = at_least_float32(detector_probs)
     return _reduce(F.kl_div(at_least_float32(logits).log_softmax(-1), probabilities, reduction="none"), reduction)
-
-
-def itm_loss(logits: Float[Tensor, "b 2"], targets: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy; target 1: the image belongs to the text."""
-    if logits.ndim != 2 or logits.shape[1] != 2 or targets.shape != logits.shape[:1] or len(targets) == 0:
-        raise ValueError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}: must be (B, 2) and (B,)")
-    if bool(((targets != 0) & (targets != 1)).any()):
-        raise ValueError("targets must be 0 (another image) or 1 (the text's own image)")
-    return F.cross_entropy(at_least_float32(logits), targets.long())
 
 
 def wra_loss(distance: Float[Tensor, " b"], is_match: Bool[Tensor, " b"]) -> Float[Tensor, ""]:
