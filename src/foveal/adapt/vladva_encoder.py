@@ -63,12 +63,16 @@ def wording(processor: Any, image_prompt: str = IMAGE_PROMPT, text_prompt: str =
     start, end = "", processor.tokenizer.eos_token
     if answered.startswith(image) and _ANSWER in answered:
         start, end = answered[len(image) :].split(_ANSWER)
-    cut = [
-        _ids(processor, part, first)
-        for whole, mark in ((image, processor.image_token), (text, _TEXT))
-        for part, first in zip(whole.split(mark), (True, False), strict=True)
-    ]
-    return Wording(*cut, answer_start=start, answer_end=end)
+    before, after = image.split(processor.image_token)
+    before_text, after_text = text.split(_TEXT)
+    return Wording(
+        image_prefix_ids=_ids(processor, before, first=True),
+        image_prompt_ids=_ids(processor, after, first=False),
+        text_prefix_ids=_ids(processor, before_text, first=True),
+        text_prompt_ids=_ids(processor, after_text, first=False),
+        answer_start=start,
+        answer_end=end,
+    )
 
 
 def _ids(processor: Any, text: str, first: bool) -> list[int]:
