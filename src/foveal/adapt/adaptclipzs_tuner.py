@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,8 @@ class BagFineTuner(ClassifierMixin, BaseEstimator):
         class_ids: Int64[Tensor, " n"] | Sequence[int],
         captions: Mapping[int, Sequence[str]],
         generator: torch.Generator,
+        *,
+        watch: Callable[[int, int], None] = lambda done, total: None,
     ) -> "BagFineTuner":
         """Each epoch visits every picture once, with one caption of its class drawn anew.
 
@@ -78,6 +80,7 @@ class BagFineTuner(ClassifierMixin, BaseEstimator):
                 one ready input of the vision tower in each row (processed pixels), which is not changed.
             class_ids: the class of each picture.
             captions: class id -> its captions, for every class that occurs; those of other classes are never read.
+            watch: called with the epochs done and their number.
 
         Raises ValueError for settings, classes and captions that do not fit, and when the loss is not finite.
         """
@@ -93,7 +96,8 @@ class BagFineTuner(ClassifierMixin, BaseEstimator):
         losses = []
         with torch.random.fork_rng(devices):  # dropout draws from the global generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            for _ in range(self.epochs):
+            for epoch in range(self.epochs):
+                watch(epoch, self.epochs)
                 losses.append(self._epoch(encoder, optimizer, tau, images, ids, bags, generator))
                 schedule.step()
         encoder.model.eval()
@@ -104,12 +108,7 @@ class BagFineTuner(ClassifierMixin, BaseEstimator):
     def predict_proba(self, images: Pictures, captions: Mapping[int, Sequence[str]]) -> Float[Tensor, "n k"]:
         """`description_probabilities` of the K classes of ``captions``, which need not be those of `fit`."""
         check_is_fitted(self)
-        bags = _checked_captions(captions, set())
-        texts = [text for bag in bags.values() for text in bag]
-        owners = torch.repeat_interleave(torch.tensor([len(bag) for bag in bags.values()]))
-        seen = _image_features(self.encoder_, images)
-        scale = self.encoder_.model.logit_scale.exp().item()
-        return description_probabilities(seen, self.encoder_.text_features(texts), owners, len(bags), logit_scale=scale)
+        return class_probabilities(self.encoder_, images, captions)
 
     def predict(self, images: Pictures, captions: Mapping[int, Sequence[str]]) -> Int64[Tensor, " n"]:
         """The class id, a key of ``captions``, of each picture."""
@@ -186,6 +185,17 @@ class BagFineTuner(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0 and finite")
         if not LEAST_TAU <= self.tau < math.inf:
             raise ValueError(f"tau={self.tau}: must be at least {LEAST_TAU} and finite")
+
+
+def class_probabilities(
+    encoder: DualEncoder, images: Pictures, captions: Mapping[int, Sequence[str]]
+) -> Float[Tensor, "n k"]:
+    """`description_probabilities` by a CLIP, tuned or not, of the K classes of ``captions`` in its order."""
+    bags = list(_checked_captions(captions, set()).values())
+    owners = torch.repeat_interleave(torch.tensor([len(bag) for bag in bags]))
+    said = encoder.text_features([text for bag in bags for text in bag])
+    scale = encoder.model.logit_scale.exp().item()
+    return description_probabilities(_image_features(encoder, images), said, owners, len(bags), logit_scale=scale)
 
 
 def as_dual_encoder(model: Any) -> DualEncoder:
