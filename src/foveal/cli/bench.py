@@ -9,24 +9,35 @@ from typing import Any
 from foveal.catalog.loader import Stage
 from foveal.cli.run import OUT
 
+MATRIX = "matrix"
+
 
 def main(stage: Stage | None = None, only: str | None = None, smoke: bool = False, out: Path = OUT) -> None:
     """Run every recipe there is. After Ctrl-C the same command goes on where it stopped.
 
-    Exit code 1 when a recipe failed; the others are run all the same.
+    Exit code 1 when a recipe failed; the others are run all the same. The stage pretrain ends in a matrix: every
+    objective on the same data, towers and steps, eight questions, with intervals, costs and a chart.
 
     Args:
         stage: only papers of this stage.
-        only: only these papers, separated by commas.
+        only: only these papers, separated by commas; "matrix" is the matrix of pre-training alone.
         smoke: a couple of steps of every arm, to see that everything runs.
         out: folder for results, pictures and pages.
     """
-    slugs = chosen(stage, only)
-    rows = [(slug, *attempt(slug, smoke, out)) for slug in slugs]
+    rows = [] if only == MATRIX else [(slug, *attempt(slug, smoke, out)) for slug in chosen(stage, only)]
 
     from rich.console import Console
 
-    Console().print(summary(rows))
+    console = Console()
+    if rows:
+        console.print(summary(rows))
+    if only == MATRIX or (stage == "pretrain" and only is None):
+        from foveal.cli._bench_matrix import measure, print_matrix
+
+        result, written = measure(smoke, out)
+        print_matrix(console, result)
+        for path in written:
+            console.print(f"[dim]wrote[/] {path}", highlight=False, soft_wrap=True)
     if any(error for _, _, _, error in rows):
         raise SystemExit(1)
 

@@ -28,7 +28,7 @@ from foveal.train import FitConfig, FitReport, fit
 STEPS, BATCH, NOISE = 250, 48, 0.4
 COLUMNS = {
     "retrieval": "R@1 of captions and later pictures, mean of both directions",
-    "zero-shot": "naming the shape in a picture of one, by prompts; half of the eight shapes never had a label",
+    "zero-shot": "naming the shape in a picture of one, by prompts; half of the six shapes never had a label",
     "localisation": "the patch that fits a phrase best shows the thing",
     "regions": "naming the shape in a true box",
     "long captions": "R@1 of descriptions, of which the text tower reads the first 15 words",
@@ -62,7 +62,7 @@ def trained(run: Run, make: type[Learner], noise: float, shuffled: bool = False)
         return {"pixels": pixels[order[rows]], "samples": [samples[row] for row in rows]}
 
     learner = run.build(lambda: make(tiny_clip(), tokenize, run.steps(STEPS)))
-    config = FitConfig(lr=1e-3, batch_size=BATCH, collate=collate, after_step=lambda learner: learner.after_step())
+    config = FitConfig(lr=2e-3, batch_size=BATCH, collate=collate, after_step=lambda learner: learner.after_step())
     report = fit(learner, range(len(samples)), steps=run.steps(STEPS), loss=loss, config=config, on=run)
     return learner, report
 

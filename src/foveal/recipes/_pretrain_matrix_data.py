@@ -22,8 +22,10 @@ from foveal.recipes._sentence_towers import short
 from foveal.zoo.nano.clip import POSITION_SIZE, waves
 
 CAPTIONED, LABELLED, WIDTH, READS = 2500, 500, 64, 12
-SCENES = replace(data.SCENES, things=(2, 2), radius=(0.18, 0.28))
-NAMED = data.NOUNS[::2]
+NOUNS, COLOURS = data.NOUNS[:6], data.COLOURS[:3]
+"""So few colours that they alone do not tell the captions of a batch apart."""
+SCENES = replace(data.SCENES, things=(2, 2), nouns=NOUNS, colours=COLOURS, radius=(0.2, 0.28))
+NAMED = NOUNS[::2]
 """Shapes that occur with a label; the others are known from captions alone."""
 Pairs = tuple[Float[Tensor, "n 3 s s"], list[Sample]]
 

@@ -12,7 +12,7 @@ from foveal.lab import Run
 from foveal.pretrain.base_towers import vision_tokens
 from foveal.recipes import _listed as data
 from foveal.recipes._clip_learners import TEMPLATES, Learner
-from foveal.recipes._pretrain_matrix_data import SCENES, described, laid_out, ready
+from foveal.recipes._pretrain_matrix_data import COLOURS, NOUNS, SCENES, described, laid_out, ready
 from foveal.recipes._pretrain_matrix_places import heat, region_scores
 from foveal.recipes._sentence_towers import short
 
@@ -28,9 +28,9 @@ def scores(run: Run, learner: Learner) -> dict[str, float]:
     phrases = [f"{c} {noun}" for things in test.things for c, noun, _ in things]
     best = heat(learner, test.pixels, phrases).argmax(2, keepdim=True)
     found["localisation"] = 100 * (test.share.gather(2, best) >= SHOWS).float().mean().item()
-    names = [f"{c} {noun}" for noun in data.NOUNS for c in data.COLOURS]
-    by_name = region_scores(learner, test.pixels, test.boxes, names).unflatten(1, (len(data.NOUNS), -1)).mean(2)
-    truth = torch.tensor([data.NOUNS.index(noun) for things in test.things for _, noun, _ in things])
+    names = [f"{c} {noun}" for noun in NOUNS for c in COLOURS]
+    by_name = region_scores(learner, test.pixels, test.boxes, names).unflatten(1, (len(NOUNS), -1)).mean(2)
+    truth = torch.tensor([NOUNS.index(noun) for things in test.things for _, noun, _ in things])
     found["regions"] = 100 * (by_name.argmax(1) == truth).float().mean().item()
     long = [described(things, ground) for things, ground in zip(test.things, test.grounds, strict=True)]
     found["long captions"] = recall(learner.similarity(test.pixels, long), long)
@@ -55,8 +55,8 @@ def recall(similar: Float[Tensor, "n n"], texts: list[str]) -> float:
 def zero_shot(run: Run, learner: Learner) -> float:
     """Naming the one shape in a picture by an ensemble of prompts; half of the shapes never had a label."""
     pixels, labels = run.shared(singles, 20_000)
-    prompts = [template.format(noun) for noun in data.NOUNS for template in TEMPLATES]
-    said = learner.similarity(pixels, prompts).unflatten(1, (len(data.NOUNS), -1)).mean(2).argmax(1)
+    prompts = [template.format(noun) for noun in NOUNS for template in TEMPLATES]
+    said = learner.similarity(pixels, prompts).unflatten(1, (len(NOUNS), -1)).mean(2).argmax(1)
     return 100 * float((said.numpy() == labels).mean())
 
 
@@ -79,5 +79,5 @@ def probe(run: Run, learner: Learner) -> float:
 
 def singles(run: Run, first: int) -> tuple[Float[Tensor, "n 3 s s"], np.ndarray]:
     """Pictures of one shape each."""
-    found = world.classify(first + run.seed, run.size(TESTS), data.NOUNS, SCENES)
+    found = world.classify(first + run.seed, run.size(TESTS), NOUNS, SCENES)
     return ready(to_tensor(found.images)), found.labels
