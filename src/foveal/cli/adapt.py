@@ -6,11 +6,15 @@ from typing import Annotated, Any
 
 import tyro
 
+from foveal.cli._adapt_adaptclipzs import adaptclipzs
 from foveal.cli._adapt_dclip import dclip
 from foveal.cli._adapt_svfit import svfit
+from foveal.cli._adapt_vladva import vladva
 
 # one line for each method
 main = (
-    Annotated[Any, tyro.conf.subcommand("dclip", constructor=dclip)]
+    Annotated[Any, tyro.conf.subcommand("adaptclipzs", constructor=adaptclipzs)]
+    | Annotated[Any, tyro.conf.subcommand("dclip", constructor=dclip)]
     | Annotated[Any, tyro.conf.subcommand("svfit", constructor=svfit)]
+    | Annotated[Any, tyro.conf.subcommand("vladva", constructor=vladva)]
 )
