@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from transformers import ViTConfig, ViTModel
@@ -40,12 +41,9 @@ class Classifier(nn.Module):
         return self.head(self.vision(pixel_values=pixels).last_hidden_state[:, 0])
 
 
-def pictures(
-    run: Run, first: int, n: int, style: str
-) -> tuple[Float[Tensor, "n 3 32 32"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+def pictures(run: Run, first: int, n: int, style: str) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels, classes of shape and colour, and textures."""
-    config = world.WorldConfig(**{**vars(FIRST), "styles": (style,)})
-    drawn = world.pairs(first + run.seed, run.size(n), config)
+    drawn = world.pairs(first + run.seed, run.size(n), replace(FIRST, styles=(style,)))
     things = [scene.things[0] for scene in drawn.scenes]
     kinds = [SHAPES.index(t.noun) * len(COLOURS) + COLOURS.index(t.colour or "") for t in things]
     textures = [TEXTURES.index(thing.texture) for thing in things]

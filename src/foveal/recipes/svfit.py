@@ -78,6 +78,6 @@ from foveal.adapt.svfit import apply_svfit, merge_svfit, svfit_state_dict
 model = zoo.load("nano-clip").model  # or any model of transformers, or a UNet with to_q and to_v
 names = apply_svfit(model.vision_model, ["q_proj", "v_proj"])
 print(len(names), "layers,", sum(value.numel() for value in svfit_state_dict(model).values()), "numbers to train")
-merge_svfit(model).save_pretrained("adapted")  # a plain CLIPModel
+plain = merge_svfit(model)  # a CLIPModel as before, for save_pretrained
 """,
 )
