@@ -60,7 +60,8 @@ def kinds(run: Run, n: int = CLASSES) -> list[Kind]:
     chosen = [pairs[row] for row in rng.choice(len(pairs), n, replace=False)]
     textures = [TEXTURES[i] for i in rng.integers(len(TEXTURES), size=n)]
     distinct = list(dict.fromkeys(names))[:n]
-    return [Kind(*pair, texture, name) for pair, texture, name in zip(chosen, textures, distinct, strict=True)]
+    rows = zip(chosen, textures, distinct, strict=True)
+    return [Kind(colour, shape, texture, name) for (colour, shape), texture, name in rows]
 
 
 def pictures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,9 @@ Edit = Callable[[DescriptionClassifier, list[Kind]], None]
 class Names(nn.Module):
     """The text side of nano-clip, which learns names; the image side stays as it is."""
 
-    def __init__(self, clip: nn.Module, ids: Int[Tensor, "k l"]) -> None:
+    def __init__(self, clip: Any, ids: Int[Tensor, "k l"]) -> None:
         super().__init__()
-        self.clip = copy.deepcopy(clip).requires_grad_(False)
+        self.clip: Any = copy.deepcopy(clip).requires_grad_(False)
         self.clip.text_model.requires_grad_(True)
         self.clip.text_projection.requires_grad_(True)
         self.ids = ids
