@@ -1,0 +1,94 @@
+"""Language models as black-box optimisers: do good and bad examples together find better prompts than good ones alone?
+
+nano-clip classifies twenty things in pictures with coloured noise, a look that it was not trained on; nothing is seen
+of it but its accuracy on one picture a class. A search starts from 30 of 60 templates of foveal's own, three times, and
+asks 24 times in all. Two writers: SmolLM2-135M (``smollm2.…``), which goes on with the list of bad and good templates
+as it would not obey a conversation, and a rule that recombines words of good templates and avoids those of bad ones
+only (``rule.…``), which shows what the feedback is worth to a writer that uses it. *none* sees no template, *positive*
+the good ones, *both* both. *pool* evaluates 24 further templates of the pool instead; *coop* learns four word vectors
+from the same pictures, with gradients.
+
+``train`` is the accuracy that is searched on, ``test`` that of the chosen template on other pictures, ``gap`` their
+difference: with one picture a class a search overfits easily. ``calls``: until the best of the first templates is
+beaten (25: never).
+"""
+
+from functools import partial
+
+import torch
+
+from foveal.adapt.base_coop import CoOpLearner
+from foveal.adapt.llm_bbo import DEFAULT_POOL, Mode, PromptHillClimber
+from foveal.lab import Claim, Recipe, Run
+from foveal.recipes._bbo_writers import Recombiner, as_list
+from foveal.recipes._prompt_search import NOUNS, Continuer, Task, task
+
+POOL, START, CALLS = 60, 30, 24
+
+
+def drawn(run: Run) -> list[str]:
+    order = torch.randperm(len(DEFAULT_POOL), generator=run.generator("pool")).tolist()
+    return [DEFAULT_POOL[i] for i in order]
+
+
+def judged(on: Task, template: str, evaluated: int) -> dict[str, float]:
+    train, test = on.fitness(template), on.test(template)
+    return {"train": train, "test": test, "gap": train - test, "evaluated": float(evaluated)}
+
+
+def pool(run: Run) -> dict[str, float]:
+    on, templates = run.shared(task, 1, 500), drawn(run)[: START + CALLS]
+    return judged(on, max(templates, key=on.fitness), len(templates))
+
+
+def search(run: Run, mode: Mode, rule: bool = False) -> dict[str, float]:
+    on, lm = run.shared(task, 1, 500), Recombiner() if rule else Continuer(as_list, "- ")
+    sizes = {"n_restart": 1, "n_reset": 3, "n_iter": 8, "sample_size": START, "k": 5, "max_calls": run.steps(CALLS)}
+    climber = PromptHillClimber(on.fitness, lm, **sizes, max_retries=4, mode=mode)
+    result = climber.run(drawn(run)[:POOL], run.generator("search"))
+    first = max(map(on.fitness, drawn(run)[:POOL]))
+    for number, entry in enumerate(result.trace):
+        run.record("best train accuracy", entry["best"], number)
+    beaten = [number for number, entry in enumerate(result.trace, 1) if entry["best"] > first]
+    return judged(on, result.best, result.n_evaluations) | {"calls": float(beaten[0] if beaten else CALLS + 1)}
+
+
+def coop(run: Run) -> dict[str, float]:
+    on = run.shared(task, 1, 500)
+    learner = CoOpLearner(on.encoder, NOUNS, epochs=run.steps(100), n_ctx=4, class_specific=False, seed=run.seed)
+    learner.fit(on.shots, on.shot_labels)
+    train = 100 * learner.score(on.shots, on.shot_labels)
+    test = 100 * learner.score(on.images, on.labels)
+    return {"train": train, "test": test, "gap": train - test}
+
+
+MODES: tuple[Mode, ...] = ("none", "positive", "both")
+RECIPE = Recipe(
+    paper="llm_bbo",
+    arms={
+        "pool": pool,
+        **{f"rule.{mode}": partial(search, mode=mode, rule=True) for mode in MODES},
+        **{f"smollm2.{mode}": partial(search, mode=mode) for mode in MODES},
+        "coop": coop,
+    },
+    claims=[
+        Claim("smollm2.both", beats="coop", on="test", published="+1.5 on average over 11 data sets, one shot"),
+        Claim("smollm2.both", beats="pool", on="test", by=1.0),
+        Claim("smollm2.both", beats="smollm2.positive", on="train"),
+        Claim("smollm2.positive", beats="smollm2.none", on="train"),
+        Claim("rule.both", beats="rule.positive", on="train"),
+        Claim("rule.both", beats="rule.positive", on="calls", lower=True, published="fewer calls"),
+    ],
+    controls=("pool", "smollm2.none", "rule.none"),
+    real="foveal adapt llm_bbo --model openai/clip-vit-base-patch32 --train few.csv --budget 100",
+    example="""
+from foveal.adapt.llm_bbo import DEFAULT_POOL, PromptHillClimber
+from foveal.llm import ScriptedLM
+import torch
+
+lm = ScriptedLM(lambda prompt: "- a drawing of a {} on paper")  # or foveal.llm.language_model("openai:http://…")
+score = lambda template: float("drawing" in template)  # few-shot accuracy of your model with this template
+climber = PromptHillClimber(score, lm, n_restart=1, n_reset=1, n_iter=2, sample_size=20, k=5)
+print(climber.run(DEFAULT_POOL, torch.Generator().manual_seed(0)).best)
+""",
+)
