@@ -21,7 +21,6 @@ from foveal.pretrain.grain_data import Tokenize
 
 Batch = Mapping[str, Any]
 """``pixels`` (B, 3, H, W), ready for the model, and ``samples``, a list of B."""
-MAX_SCALE = 100.0
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a drawing of a {}")
 
 
@@ -37,12 +36,9 @@ class TextHalf(nn.Module):
 
 
 class Learner(nn.Module):
-    """A model with what its objective learns beside it. This one has CLIP's loss; the others say what they change.
+    """A `CLIPModel` with what its objective learns beside it. This one has CLIP's loss, the others say what they do.
 
-    Args:
-        model: `CLIPModel`.
-        tokenize: texts -> ids and mask, padded on the right.
-        steps: of the whole training.
+    ``tokenize``: texts -> ids and mask, padded on the right. ``steps``: of the whole training.
     """
 
     def __init__(self, model: Any, tokenize: Tokenize, steps: int) -> None:
@@ -69,7 +65,7 @@ class Learner(nn.Module):
         return {"loss": self.objective(self.image_features(batch["pixels"]), self.text_features(texts)).loss}
 
     def after_step(self) -> None:
-        self.model.logit_scale.clamp_(0, math.log(MAX_SCALE))
+        self.model.logit_scale.clamp_(0, math.log(100))
         self.finished += 1
 
     def tokenized(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
