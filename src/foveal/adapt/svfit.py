@@ -93,7 +93,7 @@ def thin_svd(
 
 
 def _split(weight: Tensor, u: Tensor, s: Tensor, vh: Tensor, rank: int) -> SVDSplit:
-    if not isinstance(rank, int) or not 1 <= rank <= len(s):
+    if not isinstance(rank, int | np.integer) or not 1 <= rank <= len(s):
         raise ValueError(f"rank={rank!r}: must be a whole number in [1, {len(s)}] for a weight {tuple(weight.shape)}")
     u, s, vh = (part.to(weight.dtype).contiguous() for part in (u[:, :rank], s[:rank], vh[:rank]))
     residual = weight.detach().double() - (u.double() * s.double()) @ vh.double()
