@@ -315,6 +315,7 @@ def test_pairs_in_one_go_are_those_one_by_one():
         rng = torch.Generator().manual_seed((4 << 32) + place)
         assert pair == build_preference_pair(image, lambda image, prompt: describe_all([(image, prompt)])[0], rng)
     assert build_preference_pairs(images[:2], describe_all, seed=4) == found[:2]
+    assert build_preference_pairs(images[2:], describe_all, seed=4, first=2) == found[2:]
     assert build_preference_pairs(images, describe_all, seed=5) != found
     for wrong, message in ((lambda asked: ["a"], "fewer"), (lambda asked: ["a"] * 99, "more")):
         with pytest.raises(ValueError, match=message):

@@ -16,16 +16,18 @@ def build_preference_pairs(
     images: Sequence[Float[Tensor, "3 _ _"]],
     describe_all: DescribeAll,
     seed: int,
+    first: int = 0,
     *,
     p_bad_prompt: float = 0.5,
     p_low_resolution: float = 0.5,
 ) -> list[PreferencePair]:
-    """A pair for each picture, drawn from (seed, its place) alone.
+    """A pair for each picture, drawn from (seed, its number) alone.
 
     Args:
         images: RGB in [0, 1].
         describe_all: pictures and prompts to texts; called once, with two of them for every picture.
         seed: of everything that is drawn.
+        first: number of the first picture, for who goes through a set in parts.
         p_bad_prompt, p_low_resolution: see `build_preference_pair`.
 
     Raises:
@@ -39,8 +41,8 @@ def build_preference_pairs(
 
     def build(describe: Callable[[Tensor, str], str]) -> list[PreferencePair]:
         found = []
-        for place, image in enumerate(images):
-            generator = torch.Generator().manual_seed((seed << 32) + place)
+        for number, image in enumerate(images, first):
+            generator = torch.Generator().manual_seed((seed << 32) + number)
             options = {"p_bad_prompt": p_bad_prompt, "p_low_resolution": p_low_resolution}
             found.append(build_preference_pair(image, describe, generator, **options))
         return found

@@ -6,7 +6,7 @@ from foveal.recipes._lvlm import answered, host
 from foveal.recipes._preferences import Seen
 from foveal.zoo.nano import Nano
 
-CAPTIONS, ASKED = 64, 40
+CAPTIONS, ASKED = 64, 24
 """Held-out scenes that are described, and those that are asked about with four questions each."""
 
 

@@ -20,7 +20,7 @@ from foveal.zoo.nano import Nano
 
 Batches = Sequence[dict[str, Tensor]]
 ROWS = 10
-LR = 1e-4
+LR = 2e-4
 
 
 class Seen(nn.Module):
