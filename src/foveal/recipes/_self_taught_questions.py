@@ -15,8 +15,8 @@ from foveal.evaluate.tasks.worlds import LLAVA_WORLD
 from foveal.lab import Run
 from foveal.recipes._lvlm import BATCH, asked, host
 from foveal.recipes._lvlm_tuning import KINDS, one_of
-from foveal.recipes._preferences import ROWS, Batches, encoded
-from foveal.recipes._self_taught import WORLD, short, wrote
+from foveal.recipes._preferences import ROWS, Batches, Seen, encoded
+from foveal.recipes._self_taught import WORLD, short, told, wrote
 from foveal.zoo.nano import Nano
 
 EXAM = {"existence": 8, "colour": 32, "count": 32, "relation": 32}
@@ -40,15 +40,26 @@ def questions(run: Run, count: int) -> list[Row]:
     return rows
 
 
-def question_batches(run: Run, rows: list[Row], describer: Nano | None = None) -> Batches:
+def question_batches(run: Run, rows: list[Row], describer: Seen | None = None) -> Batches:
     """To imitate; with a describer, its description stands before the question."""
     if describer is not None:
         prompts = [short(DESCRIPTION_PROMPTS[place % 8]) for place in range(len(rows))]
-        told = wrote(describer, [(row.picture, prompt) for row, prompt in zip(rows, prompts)], "long")
-        rows = [row._replace(question=described(row.question, text)) for row, text in zip(rows, told)]
+        asking = [(row.picture, prompt) for row, prompt in zip(rows, prompts)]
+        texts = wrote(tuned(run, describer), asking, "long")
+        rows = [row._replace(question=described(row.question, text)) for row, text in zip(rows, texts)]
     nano = run.shared(host)
     collate = PairCollator(nano.processor)
     return [encoded(nano, collate.answers(rows[start : start + ROWS])) for start in range(0, len(rows), ROWS)]
+
+
+def judged(run: Run, policy: Seen, describe: bool = False) -> dict[str, float]:
+    """Its answers, with its own description in front or without, and its captions."""
+    nano = tuned(run, policy)
+    return vqa(run, nano, describe) | told(run, nano)
+
+
+def tuned(run: Run, policy: Seen) -> Nano:
+    return Nano(policy.model.eval(), run.shared(host).processor)
 
 
 def vqa(run: Run, nano: Nano, describe: bool) -> dict[str, float]:
@@ -59,8 +70,8 @@ def vqa(run: Run, nano: Nano, describe: bool) -> dict[str, float]:
         pictures = [item.pictures()[0] for item in items if item.pictures]
         prompts = [item.texts[0] for item in items]
         if describe:
-            told = wrote(nano, [(picture, short(DESCRIPTION_PROMPTS[0])) for picture in pictures], "long")
-            prompts = [described(prompt, text) for prompt, text in zip(prompts, told)]
+            texts = wrote(nano, [(picture, short(DESCRIPTION_PROMPTS[0])) for picture in pictures], "long")
+            prompts = [described(prompt, text) for prompt, text in zip(prompts, texts)]
         model = VisionLanguage(nano.model, nano.processor, BATCH)
         said = model.answer([([picture], prompt) for picture, prompt in zip(pictures, prompts)], 6)
         rows = TASKS[f"world-{kind}"].score(items, [{"answer": text} for text in said]).rows

@@ -16,11 +16,9 @@ from functools import partial
 
 from foveal.align.stic import STICObjective
 from foveal.lab import Claim, Recipe, Run
-from foveal.recipes._lvlm import host
 from foveal.recipes._preferences import ROWS, Batches, Seen, chosen_alone, copied, fresh, imitate, pair_batches, prefer
-from foveal.recipes._self_taught import self_pairs, told
-from foveal.recipes._self_taught_questions import question_batches, questions, vqa
-from foveal.zoo.nano import Nano
+from foveal.recipes._self_taught import self_pairs
+from foveal.recipes._self_taught_questions import judged, question_batches, questions
 
 STEPS = 6
 """Of each stage."""
@@ -29,11 +27,6 @@ STEPS = 6
 def pairs(run: Run) -> tuple[Batches, float]:
     found, worse = self_pairs(run, run.steps(STEPS) * ROWS)
     return pair_batches(run, found), worse
-
-
-def judged(run: Run, policy: Seen, describe: bool = False) -> dict[str, float]:
-    nano = Nano(policy.model.eval(), run.shared(host).processor)
-    return vqa(run, nano, describe) | told(run, nano)
 
 
 def first_stage(run: Run, alpha: float) -> Seen:
@@ -50,13 +43,8 @@ def imitated(run: Run) -> Seen:
 
 def second_stage(run: Run, first: Seen) -> Seen:
     policy = copied(first)
-    imitate(
-        run,
-        policy,
-        question_batches(
-            run, run.shared(questions, run.steps(STEPS) * ROWS), Nano(policy.model, run.shared(host).processor)
-        ),
-    )
+    rows = run.shared(questions, run.steps(STEPS) * ROWS)
+    imitate(run, policy, question_batches(run, rows, describer=first))
     return policy
 
 
