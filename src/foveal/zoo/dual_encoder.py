@@ -19,6 +19,9 @@ class DualEncoder:
         model: with ``get_image_features`` and ``get_text_features``, in evaluation mode.
         processor: its ``image_processor`` and ``tokenizer``.
         batch_size: most pictures or texts at once.
+
+    Attributes:
+        longest: the most tokens of a text.
     """
 
     kind: Literal["dual encoder"] = "dual encoder"
@@ -27,8 +30,8 @@ class DualEncoder:
         self.model, self.batch_size = model, batch_size
         self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
         text = getattr(model.config, "text_config", model.config)
-        longest = getattr(text, "max_position_embeddings", None) or self.tokenizer.model_max_length
-        self._words = {"truncation": True, "max_length": longest, "return_tensors": "pt"}
+        self.longest: int = getattr(text, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        self._words = {"truncation": True, "max_length": self.longest, "return_tensors": "pt"}
         # SigLIP reads its last position and was trained on full-length texts only
         self._words["padding"] = "max_length" if model.config.model_type.startswith("siglip") else True
 
@@ -40,13 +43,17 @@ class DualEncoder:
         """One row for each text; what is longer than the model's longest text is cut."""
         return self._batched(texts, self._encode_texts)
 
+    def tokens(self, texts: Sequence[str]) -> Any:
+        """Ids and mask as the model wants them, on its device."""
+        return self.tokenizer(list(texts), **self._words).to(self.model.device)
+
     def _encode_images(self, images: Sequence[Any]) -> Any:
         pictures = [Image.fromarray(image) for image in images]  # arrays of 3 × 3 pixels leave no doubt of their axes
         pixels = self.image_processor(images=pictures, return_tensors="pt")
         return self.model.get_image_features(**pixels.to(self.model.device, self.model.dtype))
 
     def _encode_texts(self, texts: Sequence[str]) -> Any:
-        return self.model.get_text_features(**self.tokenizer(list(texts), **self._words).to(self.model.device))
+        return self.model.get_text_features(**self.tokens(texts))
 
     @torch.no_grad()
     def _batched(self, inputs: Sequence[Any], encode: Callable[[Sequence[Any]], Any]) -> Float[Tensor, "n d"]:
