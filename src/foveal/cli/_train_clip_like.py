@@ -85,7 +85,9 @@ def clip_like(
 
         print_json(document)
         return
-    print(f"{objective}: loss {report.losses[0]:.4f} -> {report.losses[-1]:.4f} in {report.steps} steps")
+    tenth = -(-report.steps // 10)
+    first, last = (sum(part) / tenth for part in (report.losses[:tenth], report.losses[-tenth:]))
+    print(f"{objective}: loss {first:.3f} in the first {tenth} steps, {last:.3f} in the last {tenth} of {report.steps}")
     print(out)
 
 

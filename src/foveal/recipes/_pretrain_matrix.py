@@ -25,7 +25,7 @@ from foveal.recipes._pretrain_matrix_data import tiny_clip, tokenize, training
 from foveal.recipes._pretrain_matrix_scores import retrieval, scores
 from foveal.train import FitConfig, FitReport, fit
 
-STEPS, BATCH, NOISE = 250, 48, 0.4
+STEPS, BATCH, NOISE = 220, 48, 0.4
 COLUMNS = {
     "retrieval": "R@1 of captions and later pictures, mean of both directions",
     "zero-shot": "naming the shape in a picture of one, by prompts; half of the six shapes never had a label",

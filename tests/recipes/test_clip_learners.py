@@ -1,0 +1,139 @@
+"""Objectives on a tiny `CLIPModel`, as `foveal train clip-like` and the matrix of pre-training use them."""
+
+import numpy as np
+import pytest
+import torch
+
+from foveal.data.record import Region, Sample
+from foveal.recipes import _clip_learners_sources as sources
+from foveal.recipes._clip_learners import Learner, draws
+from foveal.recipes._clip_learners_all import LEARNERS
+from foveal.recipes._pretrain_matrix_cost import step_bytes
+from foveal.recipes._pretrain_matrix_data import COLOURS, NOUNS, swapped, tiny_clip, tokenize
+from foveal.recipes._pretrain_matrix_places import CELLS, covered, heat, region_scores
+
+torch.set_num_threads(1)
+COLOUR_NOUNS = [f"{colour} {noun}" for colour in COLOURS for noun in NOUNS[:2]]
+
+
+def learner(name, steps=10):
+    torch.manual_seed(0)
+    return LEARNERS[name](tiny_clip(), tokenize, steps)
+
+
+def batch(labelled=2):
+    samples = []
+    for i, said in enumerate(COLOUR_NOUNS):
+        sample = Sample(str(i), (np.zeros((48, 48, 3), np.uint8),), regions=(Region((8, 8, 24, 24), caption=said),))
+        if i < labelled:
+            samples.append(sample.with_(labels=(NOUNS[i],), regions=()))
+        else:
+            samples.append(sample.with_(captions=(f"a {said}", f"a {said} is top left. the background is white")))
+    return {"pixels": torch.randn(len(samples), 3, 48, 48, generator=draws()), "samples": samples}
+
+
+def test_clip_is_the_loss_of_transformers():
+    one, given = learner("clip"), batch(labelled=0)
+    ids, mask = tokenize([sample.caption for sample in given["samples"]])
+    theirs = one.model(input_ids=ids, attention_mask=mask, pixel_values=given["pixels"], return_loss=True).loss
+    assert one.loss(given)["loss"].item() == pytest.approx(theirs.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learners(name):
+    one, given = learner(name), batch()
+    before = one.model.logit_scale.item()
+    torch.manual_seed(1)
+    found = one.loss(given)
+    torch.manual_seed(1)
+    assert torch.equal(one.loss(given)["loss"], found["loss"])  # what is drawn follows from torch's seed
+    found["loss"].backward()
+    assert one.model.logit_scale.grad is not None, "the scale is the model's own"
+    for tower in (one.model.vision_model, one.model.text_model):
+        grads = [p.grad for layer in tower.encoder.layers for p in layer.parameters()]
+        assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
+        assert any(float(grad.abs().max()) > 0 for grad in grads)
+    with torch.no_grad():
+        one.model.logit_scale.fill_(9.0)
+        one.after_step()
+    assert before < one.model.logit_scale.item() == pytest.approx(np.log(100))
+    assert int(one.finished) == 1
+    with torch.no_grad():
+        assert one.similarity(given["pixels"], COLOUR_NOUNS[:2]).shape == (6, 2)
+        boxes = CELLS[:2].expand(6, -1, -1)
+        assert heat(one, given["pixels"], COLOUR_NOUNS * 2).shape == (6, 2, 36)
+        assert region_scores(one, given["pixels"], boxes, COLOUR_NOUNS[:3]).shape == (12, 3)
+    assert step_bytes(one, given) > 4 * sum(p.nbytes for p in one.parameters() if p.requires_grad)
+
+
+def test_filip_trains_the_projections_of_the_model():
+    one = learner("filip")
+    assert {id(p) for p in one.parameters()} == {id(p) for p in one.model.parameters()}
+
+
+def test_prefix_contrasts_within_a_source():
+    one, given = learner("prefix_conditioning"), batch(labelled=2)
+    whole = one.loss(given)["loss"]
+    parts = [
+        {"pixels": given["pixels"][rows], "samples": given["samples"][rows]} for rows in (slice(2), slice(2, None))
+    ]
+    alone = [one.loss(part)["loss"] for part in parts]
+    assert whole.item() == pytest.approx((2 * alone[0] + 4 * alone[1]).item() / 6, abs=1e-5)
+
+
+def test_nevlp_softens_after_its_warm_up(monkeypatch):
+    monkeypatch.setattr(sources, "RECENT", 12)
+    one, given = learner("nevlp", steps=3), batch(labelled=0)
+    for step in range(4):
+        noise = one.loss(given)["noise"].item()
+        assert (noise > 0) == (
+            step >= 2
+        )  # the window is full from the third batch on, and a third of the steps is over
+        with torch.no_grad():
+            one.after_step()
+    assert bool(one.recent.isfinite().all())
+
+
+def test_m3i_keeps_its_momentum_encoder():
+    one = learner("m3i")
+    kept = dict(one.named_buffers())
+    targets = [name for name in one.state_dict() if name.startswith("objective.target_encoder.")]
+    assert targets
+    assert {name for name in targets if name in kept} == set(targets)
+    with torch.no_grad():
+        next(iter(one.model.vision_model.parameters())).add_(1.0)
+        before = kept[targets[0]].clone()
+        one.after_step()
+    assert not torch.equal(before, kept[targets[0]])
+
+
+def test_places():
+    torch.testing.assert_close(covered(CELLS[None])[0], torch.eye(36))
+    one, given = learner("clip"), batch()
+
+    class Pointing(Learner):
+        """Knows that a phrase is in cell 7."""
+
+        def patches(self, pixels):
+            return torch.nn.functional.one_hot(torch.arange(36) == 7, 2).float().expand(len(pixels), -1, -1)
+
+        def text_features(self, texts):
+            return torch.tensor([[0.0, 1.0]]).expand(len(texts), -1)
+
+    pointing = Pointing(one.model, tokenize, 1)
+    assert heat(pointing, given["pixels"], COLOUR_NOUNS).argmax(2).unique().tolist() == [7]
+    scores = region_scores(pointing, given["pixels"][:1], CELLS[None, 6:9], ["x"])
+    assert scores[:, 0].tolist() == pytest.approx([0.0, 1.0, 0.0], abs=1e-5)
+
+
+def test_swapped_texts():
+    class Drawn:
+        def rng(self, purpose):
+            return np.random.default_rng(0)
+
+    samples = [Sample(str(i), captions=(f"caption {i}",)) for i in range(10)]
+    found = swapped(Drawn(), samples, 0.4)
+    changed = [i for i in range(10) if found[i].caption != samples[i].caption]
+    assert len(changed) == 4
+    assert sorted(sample.caption for sample in found) == sorted(sample.caption for sample in samples)
+    assert [sample.key for sample in found] == [sample.key for sample in samples]
