@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -198,9 +199,10 @@ def top1_accuracy(
     """Percent of images whose class has the highest cosine; ``weights`` are unit rows (`template_weights`)."""
     if len(labels) != len(image_features) or not len(labels):
         raise ValueError(
-            f"labels {tuple(labels.shape)} must be one for each of {len(image_features)} images, at least 1"
+            f"{len(labels)} labels: give one for each of {len(image_features)} images, and at least one of them"
         )
-    return 100.0 * (zero_shot_logits(image_features, weights).argmax(1) == labels).double().mean().item()
+    found = zero_shot_logits(image_features, weights).argmax(1)
+    return 100.0 * (found == torch.as_tensor(labels)).double().mean().item()
 
 
 def caption_accuracy(
@@ -211,7 +213,7 @@ def caption_accuracy(
 ) -> float:
     """Percent of a generative model's answers whose nearest class name, by sentence embeddings, is the right one."""
     if len(labels) != len(answers) or not len(answers):
-        raise ValueError(f"labels {tuple(labels.shape)} must be one for each of {len(answers)} answers, at least 1")
+        raise ValueError(f"{len(labels)} labels: give one for each of {len(answers)} answers, and at least one of them")
     names = unit_rows(embed([name.replace("_", " ") for name in class_names]))
     return top1_accuracy(embed(list(answers)), labels, names)
 

@@ -113,10 +113,10 @@ def template_accuracy(
     """Share of images, in [0, 1], whose class has the text with the highest cosine; both sides are normalised here."""
     if len(labels) != len(image_features) or not len(labels):
         raise ValueError(
-            f"labels {tuple(labels.shape)} must be one for each of {len(image_features)} images, at least 1"
+            f"{len(labels)} labels: give one for each of {len(image_features)} images, and at least one of them"
         )
     found = zero_shot_logits(image_features, unit_rows(text_features)).argmax(1)
-    return (found == labels).double().mean().item()
+    return (found == torch.as_tensor(labels)).double().mean().item()
 
 
 @dataclass(frozen=True)

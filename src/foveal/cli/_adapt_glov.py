@@ -82,6 +82,7 @@ def _search(
 ) -> dict[str, Any]:
     from foveal.adapt.base_search import SearchJournal
     from foveal.adapt.glov import PLACEHOLDER, GLOVOptimizer
+    from foveal.adapt.glov_list import as_list
     from foveal.cli import _adapt_search as search
 
     train, classes, test = files
@@ -93,7 +94,7 @@ def _search(
     journal = SearchJournal(out / "journal.json", settings)
     fitness = search.Fitness(shots, opened.model, PLACEHOLDER, journal)
     steps = budget // options["per_step"]
-    writer, heard = search.writer(lm, journal, steps * options["per_step"], watch)
+    writer, heard = search.writer(lm, as_list, "", journal, steps * options["per_step"], watch)
     result = GLOVOptimizer(writer, fitness, *about, steps=steps, ensemble=search.BEST, **options).run()
     journal.save()
     asked = {"name": lm, "replies": heard[-1], "steered steps": result.steered_steps}

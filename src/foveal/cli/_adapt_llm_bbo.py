@@ -89,6 +89,7 @@ def _search(
 
     from foveal.adapt.base_search import SearchJournal
     from foveal.adapt.llm_bbo import DEFAULT_POOL, PromptHillClimber
+    from foveal.adapt.llm_bbo_list import as_list
     from foveal.cli import _adapt_search as search
 
     train, classes, test = files
@@ -100,7 +101,7 @@ def _search(
     settings = {"method": "llm_bbo", "model": opened.sha256, "data": shots.digest, "lm": lm, "pool": templates}
     journal = SearchJournal(out / "journal.json", {**settings, **sizes, "seed": seed})
     fitness = search.Fitness(shots, opened.model, "{}", journal)
-    writer, heard = search.writer(lm, journal, budget, watch)
+    writer, heard = search.writer(lm, as_list, "- ", journal, budget, watch)
     climber = PromptHillClimber(lambda prompt: fitness(prompt) / 100, writer, max_calls=budget, **sizes)
     result = climber.run(templates, torch.Generator().manual_seed(seed))
     journal.save()

@@ -138,13 +138,20 @@ class Fitness:
         return self.history[prompt]
 
 
-def writer(lm: str, journal: SearchJournal, budget: int, watch: Watch) -> tuple[Chat, list[int]]:
-    """The language model behind the journal, and how many replies there were (the last of the list)."""
+def writer(
+    lm: str, as_list: Callable[[Any], str], first: str, journal: SearchJournal, budget: int, watch: Watch
+) -> tuple[Chat, list[int]]:
+    """The language model behind the journal, and how many replies there were (the last of the list).
+
+    A local one goes on with a list instead of answering, see `ListContinuer` also for ``as_list`` and ``first``.
+    """
+    from foveal.adapt.base_continue import ListContinuer
     from foveal.llm import HFLM, language_model
 
-    model, heard = language_model(lm), [0]
+    model: Any = language_model(lm)
+    heard = [0]
     if isinstance(model, HFLM):
-        model.top_k, model.top_p = 50, 0.9  # as in GLOV; small models write nothing of use otherwise
+        model = ListContinuer(model, as_list, first)
 
     def count(number: int) -> None:
         heard.append(number)

@@ -1,26 +1,14 @@
-"""What GLOV's recipe says to SmolLM2, and where in it what comes back lies."""
-
-import re
-from collections.abc import Sequence
+"""Where in SmolLM2 the prompts lie that GLOV's recipe finds."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.adapt.glov import GLOVResult, contrast_pair
-from foveal.llm import HFLM, Turn
+from foveal.llm import HFLM
 from foveal.nn.steering import hidden_after
 
 DEFAULT, BLOCK = "a photo of a <category>.", 16
-FORM = ("my <category>", "one <category> there")
-
-
-def as_list(messages: Sequence[Turn]) -> str:
-    """The prompts of a message from the worst to the best, after two that show the form."""
-    shown = re.findall(r"^accuracy (\d+): (.*)$", messages[-1]["content"], re.MULTILINE)
-    rows = [("0", form) for form in FORM] + sorted(shown, key=lambda row: int(row[0]))
-    lines = [f"accuracy {score}: {prompt}" for score, prompt in rows]
-    return "\n".join(["Templates for pictures, better and better:", *lines, f"accuracy {int(rows[-1][0]) + 5}:"])
 
 
 def towards(lm: HFLM, result: GLOVResult) -> float:

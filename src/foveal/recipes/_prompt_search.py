@@ -1,20 +1,18 @@
 """Twenty classes in pictures of a look that nano-clip was not trained on, and SmolLM2 as the writer of templates."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from foveal import zoo
+from foveal import llm, zoo
 from foveal.adapt.glov import template_weights, top1_accuracy
 from foveal.data import world
 from foveal.lab import Run
-from foveal.llm import HFLM, Turn
+from foveal.llm import HFLM
 from foveal.zoo.dual_encoder import DualEncoder
 
 NOUNS = (
@@ -22,8 +20,6 @@ NOUNS = (
     *("bagel", "egg", "bus", "boat", "house", "tree", "leaf", "axe", "telephone", "envelope"),
 )
 LOOK = world.WorldConfig(size=96, styles=("noise",))
-LONGEST = 16
-"""Tokens of a template."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +55,6 @@ def task(run: Run, shots: int, n: int) -> Task:
 
 
 @cache
-def _smollm2() -> Any:
-    return zoo.load("smollm2")
-
-
-class Continuer(HFLM):
-    """SmolLM2 asked as it was pretrained: it goes on with the list that a message shows, instead of obeying it.
-
-    With the conversation itself, one answer of eight was a template at all. Draws with top-k 50 and top-p 0.9.
-
-    Args:
-        as_list: the text to go on with, from a conversation.
-        first: what stands before the answer.
-    """
-
-    def __init__(self, as_list: Callable[[Sequence[Turn]], str], first: str = "") -> None:
-        part = _smollm2()
-        super().__init__(part.model, part.tokenizer, top_k=50, top_p=0.9)
-        self.as_list, self.first, self.replies = as_list, first, list[str]()
-
-    def complete(
-        self, messages: Sequence[Turn], *, max_new_tokens: int = 128, temperature: float = 0.0, seed: int | None = None
-    ) -> str:
-        options: dict[str, Any] = {"max_new_tokens": LONGEST, "temperature": temperature, "stop": ["\n"]}
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        said = self.generate([self.as_list(messages)], **options, generator=generator)[0].strip()
-        self.replies.append(self.first + re.sub(r"\s+", " ", said))
-        return self.replies[-1]
+def smollm2() -> HFLM:
+    """The writer, loaded once for all arms."""
+    return llm.smollm2()

@@ -16,11 +16,13 @@ from functools import partial
 
 import torch
 
+from foveal.adapt.base_continue import ListContinuer
 from foveal.adapt.glov import GLOVOptimizer, parse_template
+from foveal.adapt.glov_list import as_list
 from foveal.adapt.llm_bbo_pool import DEFAULT_POOL
 from foveal.lab import Claim, Recipe, Run
-from foveal.recipes._glov_language import BLOCK, DEFAULT, as_list, towards
-from foveal.recipes._prompt_search import Continuer, task
+from foveal.recipes._glov_language import BLOCK, DEFAULT, towards
+from foveal.recipes._prompt_search import smollm2, task
 
 STEPS, EACH = 5, 4
 
@@ -41,7 +43,7 @@ def drawn(run: Run) -> dict[str, float]:
 
 
 def search(run: Run, k: int = 5, alpha: float = 0.0) -> dict[str, float]:
-    on, lm = run.shared(task, 2, 600), Continuer(as_list)
+    on, lm = run.shared(task, 2, 600), ListContinuer(smollm2(), as_list)
     run.cost(lm.model)
     about = ("noisy drawings", "Drawn things under coloured noise.")
     options = {"steps": run.steps(STEPS), "per_step": EACH, "k": k, "alpha": alpha, "seed": 1000 * run.seed}

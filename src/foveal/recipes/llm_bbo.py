@@ -17,11 +17,13 @@ from functools import partial
 
 import torch
 
+from foveal.adapt.base_continue import ListContinuer
 from foveal.adapt.base_coop import CoOpLearner
 from foveal.adapt.llm_bbo import DEFAULT_POOL, Mode, PromptHillClimber
+from foveal.adapt.llm_bbo_list import as_list
 from foveal.lab import Claim, Recipe, Run
-from foveal.recipes._bbo_writers import Recombiner, as_list
-from foveal.recipes._prompt_search import NOUNS, Continuer, Task, task
+from foveal.recipes._prompt_search import NOUNS, Task, smollm2, task
+from foveal.recipes._recombiner import Recombiner
 
 POOL, START, CALLS = 60, 30, 24
 
@@ -42,7 +44,7 @@ def pool(run: Run) -> dict[str, float]:
 
 
 def search(run: Run, mode: Mode, rule: bool = False) -> dict[str, float]:
-    on, lm = run.shared(task, 1, 500), Recombiner() if rule else Continuer(as_list, "- ")
+    on, lm = run.shared(task, 1, 500), Recombiner() if rule else ListContinuer(smollm2(), as_list, "- ")
     sizes = {"n_restart": 1, "n_reset": 3, "n_iter": 8, "sample_size": START, "k": 5, "max_calls": run.steps(CALLS)}
     climber = PromptHillClimber(on.fitness, lm, **sizes, max_retries=4, mode=mode)
     result = climber.run(drawn(run)[:POOL], run.generator("search"))

@@ -1,33 +1,13 @@
-"""Who writes templates: SmolLM2 going on with a list of them, and a rule that recombines good ones."""
+"""A writer of templates by rule: it recombines good ones and avoids the words of bad ones."""
 
 import random
-import re
 from collections.abc import Sequence
 
+from foveal.adapt.llm_bbo_list import sections
 from foveal.adapt.llm_bbo_pool import DEFAULT_POOL
 from foveal.llm import Turn
 
 TRIES = 50
-FORM = ("my {}", "one {} there")
-
-
-def sections(messages: Sequence[Turn]) -> tuple[list[str], list[str]]:
-    """The good and the bad templates that a message of the search shows."""
-    text = messages[-1]["content"]
-    found = []
-    for kind in ("good", "bad"):
-        block = re.search(rf"^These templates are {kind}:\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
-        found.append(block[1].split("\n") if block else [])
-    return found[0], found[1]
-
-
-def as_list(messages: Sequence[Turn]) -> str:
-    """Bad templates, then good ones up to the best, after two that show the form."""
-    good, bad = sections(messages)
-    lines = [*(f"- {form}" for form in FORM), *(f"- {template}" for template in bad)]
-    return "\n".join(
-        ["Bad templates for captions:", *lines, "", "Good templates:", *(f"- {t}" for t in good[::-1]), "-"]
-    )
 
 
 class Recombiner:
