@@ -97,8 +97,6 @@ def _train(settings: dict[str, Any], out: Path, work: Path, save_every: int, wor
 
     with progress() as watch:
         watch("loading", 0, 1)
-        import torch
-
         from foveal.cli._train_data import Collate, FullBatches, check_fit, open_data
         from foveal.cli._train_model import check_same, open_model, publish, start
         from foveal.data.webdataset import ShardBatches, Shards
@@ -133,7 +131,6 @@ def _train(settings: dict[str, Any], out: Path, work: Path, save_every: int, wor
             raise ValueError(f"batch_size={size}: the data has {len(source)} usable samples; choose a smaller one")
         check_same(work, settings, opened.digest)
         learner = start(opened, objective, settings["steps"], seed)
-    torch.set_float32_matmul_precision("high")
     report = fit(
         learner, batches, steps=settings["steps"], loss=lambda one, batch: one.loss(batch), config=config, out=work
     )
