@@ -168,6 +168,7 @@ def test_stic_with_questions(llava, capsys, place, monkeypatch):
 def test_bad_input_is_one_line(llava, capsys, place, arguments, message):
     if "clip" in arguments:
         save_clip(place / "clip")
+        capsys.readouterr()  # the bar of saving
     given = arguments if "--model" in arguments else (*arguments, "--model", llava)
     given = given if "--lm" in arguments else (*given, "--lm", "scripted:lm.json")
     told = fail(capsys, "align", "povid", *given)

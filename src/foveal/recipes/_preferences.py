@@ -71,16 +71,16 @@ def prefer(run: Run, objective: PreferenceObjective, batches: Batches) -> None:
         output = model(batch)
         return {"loss": output.loss, "pairs in order": output.accuracy}
 
-    _passed(run, objective, batches, loss)
+    _passed(run, objective, batches, loss, LR)
 
 
-def imitate(run: Run, policy: Seen, batches: Batches) -> None:
+def imitate(run: Run, policy: Seen, batches: Batches, lr: float = LR) -> None:
     """One pass of plain fine-tuning."""
-    _passed(run, policy, batches, lambda model, batch: model(**batch).loss)
+    _passed(run, policy, batches, lambda model, batch: model(**batch).loss, lr)
 
 
-def _passed(run: Run, model: nn.Module, batches: Sequence[Any], loss: Callable[[Any, Any], Any]) -> None:
-    config = FitConfig(lr=LR, batch_size=1, weight_decay=0.0, collate=itemgetter(0))
+def _passed(run: Run, model: nn.Module, batches: Sequence[Any], loss: Callable[[Any, Any], Any], lr: float) -> None:
+    config = FitConfig(lr=lr, batch_size=1, weight_decay=0.0, collate=itemgetter(0))
     fit(model, batches, steps=len(batches), loss=loss, config=config, on=run)
 
 

@@ -6,7 +6,7 @@ or what it tells of a grey one (it follows no misleading prompt). ``rejected wor
 that one has the lower F1 of objects: below 70 the run says nothing. Stage 2: questions with short answers, the
 picture's description by the tuned model in front.
 
-Same steps in all trained arms but *stage1*, one learning rate: *sft* trains on the questions alone all the time,
+Same steps in all trained arms but *stage1*, one learning rate for each stage: *sft* trains on the questions alone all the time,
 *positives* imitates the chosen descriptions in stage 1. *stage1* ends after it (*alpha0*: without the regulariser),
 *stic* goes on, *stic.dar* asks the same model with its own description in front. VQA: held-out questions about
 presence, colour, number and relation. Captions are judged under a short prompt.
@@ -22,6 +22,8 @@ from foveal.recipes._self_taught_questions import judged, question_batches, ques
 
 STEPS = 6
 """Of each stage."""
+GENTLY = 5e-5
+"""Learning rate on questions: with that of descriptions, the host soon says yes to all of them."""
 
 
 def pairs(run: Run) -> tuple[Batches, float]:
@@ -44,7 +46,7 @@ def imitated(run: Run) -> Seen:
 def second_stage(run: Run, first: Seen) -> Seen:
     policy = copied(first)
     rows = run.shared(questions, run.steps(STEPS) * ROWS)
-    imitate(run, policy, question_batches(run, rows, describer=first))
+    imitate(run, policy, question_batches(run, rows, describer=first), GENTLY)
     return policy
 
 
@@ -54,7 +56,7 @@ def full(run: Run) -> Seen:
 
 def sft(run: Run) -> dict[str, float]:
     policy, taught = fresh(run), question_batches(run, run.shared(questions, run.steps(STEPS) * ROWS))
-    imitate(run, policy, [*taught, *taught])
+    imitate(run, policy, [*taught, *taught], GENTLY)
     return judged(run, policy)
 
 
