@@ -54,12 +54,12 @@ def arm(run: Run, prepare: Prepare, rate: float) -> dict[str, float]:
 RECIPE = Recipe(
     paper="svfit",
     arms={
-        "head": partial(arm, prepare=head, rate=1e-2),
-        "random": partial(arm, prepare=random, rate=3e-2),
-        "svfit": partial(arm, prepare=svfit, rate=3e-2),
-        "svfit.energy": partial(arm, prepare=partial(svfit, rank=None), rate=3e-2),
-        "lora.8": partial(arm, prepare=partial(lora, r=8), rate=3e-3),
-        "lora.1": partial(arm, prepare=partial(lora, r=1), rate=3e-3),
+        "head": partial(arm, prepare=head, rate=3e-2),
+        "random": partial(arm, prepare=random, rate=9e-2),
+        "svfit": partial(arm, prepare=svfit, rate=9e-2),
+        "svfit.energy": partial(arm, prepare=partial(svfit, rank=None), rate=9e-2),
+        "lora.8": partial(arm, prepare=partial(lora, r=8), rate=9e-3),
+        "lora.1": partial(arm, prepare=partial(lora, r=1), rate=9e-3),
         "full": partial(arm, prepare=lambda model: None, rate=1e-3),
     },
     claims=[
