@@ -6,10 +6,10 @@ or what it tells of a grey one (it follows no misleading prompt). ``rejected wor
 that one has the lower F1 of objects: below 70 the run says nothing. Stage 2: questions with short answers, the
 picture's description by the tuned model in front.
 
-Same steps in all trained arms but *stage1*, one learning rate for each stage: *sft* trains on the questions alone all the time,
-*positives* imitates the chosen descriptions in stage 1. *stage1* ends after it (*alpha0*: without the regulariser),
-*stic* goes on, *stic.dar* asks the same model with its own description in front. VQA: held-out questions about
-presence, colour, number and relation. Captions are judged under a short prompt.
+Same steps in all trained arms but *stage1*, and the same learning rate in each stage: *sft* trains on the questions
+alone all the time, *positives* imitates the chosen descriptions in stage 1. *stage1* ends after it (*alpha0*: without
+the regulariser), *stic* goes on, *stic.dar* asks the same model with its own description in front. VQA: held-out
+questions about presence, colour, number and relation. Captions are judged under a short prompt.
 """
 
 from functools import partial
