@@ -1,7 +1,7 @@
 """GLOV: does a language model that sees what worked, and is pushed towards it from inside, find better prompts?
 
 nano-clip classifies twenty things in pictures with coloured noise, a look that it was not trained on; fitness is its
-accuracy on two pictures a class. SmolLM2-135M writes 5 × 4 prompts in each arm but *default* ("a photo of a
+accuracy on two pictures a class. SmolLM2-135M writes 4 × 4 prompts in each arm but *default* ("a photo of a
 <category>.") and *drawn* (as many from foveal's own pool of templates, no language model). *random* is asked as in the
 first step every time; *ranked* sees the best and the worst prompts so far; *steered* is also pushed from the second
 best prompt to the best one at block 16 of 30, and *flipped* the other way. A model of this size does not obey a
@@ -24,17 +24,17 @@ from foveal.lab import Claim, Recipe, Run
 from foveal.recipes._glov_language import BLOCK, DEFAULT, towards
 from foveal.recipes._prompt_search import smollm2, task
 
-STEPS, EACH = 5, 4
+STEPS, EACH = 4, 4
 
 
 def default(run: Run) -> dict[str, float]:
-    on = run.shared(task, 2, 600)
+    on = run.shared(task, 2, 400)
     return {"fitness": on.fitness(DEFAULT), "test": on.test(DEFAULT), "ensemble": on.test(DEFAULT), "evaluated": 1.0}
 
 
 def drawn(run: Run) -> dict[str, float]:
     """The best of as many templates as the others may evaluate, drawn from the pool."""
-    on = run.shared(task, 2, 600)
+    on = run.shared(task, 2, 400)
     order = torch.randperm(len(DEFAULT_POOL), generator=run.generator("pool"))[: STEPS * EACH].tolist()
     fitness = {prompt: on.fitness(prompt) for prompt in [DEFAULT, *(DEFAULT_POOL[i] for i in order)]}
     best = sorted(fitness, key=lambda prompt: -fitness[prompt])
@@ -43,7 +43,7 @@ def drawn(run: Run) -> dict[str, float]:
 
 
 def search(run: Run, k: int = 5, alpha: float = 0.0) -> dict[str, float]:
-    on, lm = run.shared(task, 2, 600), ListContinuer(smollm2(), as_list)
+    on, lm = run.shared(task, 2, 400), ListContinuer(smollm2(), as_list)
     run.cost(lm.model)
     about = ("noisy drawings", "Drawn things under coloured noise.")
     options = {"steps": run.steps(STEPS), "per_step": EACH, "k": k, "alpha": alpha, "seed": 1000 * run.seed}

@@ -1,16 +1,16 @@
 """Language models as black-box optimisers: do good and bad examples together find better prompts than good ones alone?
 
 nano-clip classifies twenty things in pictures with coloured noise, a look that it was not trained on; nothing is seen
-of it but its accuracy on one picture a class. A search starts from 30 of 60 templates of foveal's own, three times, and
-asks 24 times in all. Two writers: SmolLM2-135M (``smollm2.…``), which goes on with the list of bad and good templates
+of it but its accuracy on one picture a class. A search starts from 30 of 60 templates of foveal's own, twice, and asks
+16 times in all. Two writers: SmolLM2-135M (``smollm2.…``), which goes on with the list of bad and good templates
 as it would not obey a conversation, and a rule that recombines words of good templates and avoids those of bad ones
 only (``rule.…``), which shows what the feedback is worth to a writer that uses it. *none* sees no template, *positive*
-the good ones, *both* both. *pool* evaluates 24 further templates of the pool instead; *coop* learns four word vectors
+the good ones, *both* both. *pool* evaluates 16 further templates of the pool instead; *coop* learns four word vectors
 from the same pictures, with gradients.
 
 ``train`` is the accuracy that is searched on, ``test`` that of the chosen template on other pictures, ``gap`` their
 difference: with one picture a class a search overfits easily. ``calls``: until the best of the first templates is
-beaten (25: never).
+beaten (17: never).
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ from foveal.lab import Claim, Recipe, Run
 from foveal.recipes._prompt_search import NOUNS, Task, smollm2, task
 from foveal.recipes._recombiner import Recombiner
 
-POOL, START, CALLS = 60, 30, 24
+POOL, START, CALLS = 60, 30, 16
 
 
 def drawn(run: Run) -> list[str]:
@@ -39,13 +39,13 @@ def judged(on: Task, template: str, evaluated: int) -> dict[str, float]:
 
 
 def pool(run: Run) -> dict[str, float]:
-    on, templates = run.shared(task, 1, 500), drawn(run)[: START + CALLS]
+    on, templates = run.shared(task, 1, 400), drawn(run)[: START + CALLS]
     return judged(on, max(templates, key=on.fitness), len(templates))
 
 
 def search(run: Run, mode: Mode, rule: bool = False) -> dict[str, float]:
-    on, lm = run.shared(task, 1, 500), Recombiner() if rule else ListContinuer(smollm2(), as_list, "- ")
-    sizes = {"n_restart": 1, "n_reset": 3, "n_iter": 8, "sample_size": START, "k": 5, "max_calls": run.steps(CALLS)}
+    on, lm = run.shared(task, 1, 400), Recombiner() if rule else ListContinuer(smollm2(), as_list, "- ")
+    sizes = {"n_restart": 1, "n_reset": 2, "n_iter": 8, "sample_size": START, "k": 5, "max_calls": run.steps(CALLS)}
     climber = PromptHillClimber(on.fitness, lm, **sizes, max_retries=4, mode=mode)
     result = climber.run(drawn(run)[:POOL], run.generator("search"))
     first = max(map(on.fitness, drawn(run)[:POOL]))
@@ -56,7 +56,7 @@ def search(run: Run, mode: Mode, rule: bool = False) -> dict[str, float]:
 
 
 def coop(run: Run) -> dict[str, float]:
-    on = run.shared(task, 1, 500)
+    on = run.shared(task, 1, 400)
     learner = CoOpLearner(on.encoder, NOUNS, epochs=run.steps(100), n_ctx=4, class_specific=False, seed=run.seed)
     learner.fit(on.shots, on.shot_labels)
     train = 100 * learner.score(on.shots, on.shot_labels)
