@@ -160,7 +160,7 @@ def test_a_folder_and_coco_captions(folders, tmp_path, capsys):
         )
         assert code == 0, error
         found.append(json.loads(text))
-    assert len({document["loss"] for document in found}) == 1  # the same pictures in the same order
+    assert len({document["last_loss"] for document in found}) == 1  # the same pictures in the same order
     code, _, error = run(
         capsys, "--objective", "clip", *settings(folders / "clip", place, tmp_path / "big"), "--batch-size", 99
     )

@@ -72,21 +72,15 @@ def clip_like(
     report = _train(settings, out, work, save_every, workers)
     if os.environ.get("RANK", "0") != "0":
         return
-    document = {
-        "out": str(out),
-        **settings,
-        "loss": report.losses[-1],
-        "seconds": round(report.seconds_in_all, 1),
-        "samples_per_second": round(report.samples_per_second, 1),
-        "resumed_from": report.resumed_from,
-    }
+    tenth = -(-report.steps // 10)
+    first, last = (sum(part) / tenth for part in (report.losses[:tenth], report.losses[-tenth:]))
     if json:
         from foveal.cli import print_json
 
-        print_json(document)
+        speed = {"seconds": report.seconds_in_all, "samples_per_second": report.samples_per_second}
+        losses = {"first_loss": first, "last_loss": last, "resumed_from": report.resumed_from}
+        print_json({"out": str(out), **settings, **losses, **speed})
         return
-    tenth = -(-report.steps // 10)
-    first, last = (sum(part) / tenth for part in (report.losses[:tenth], report.losses[-tenth:]))
     print(f"{objective}: loss {first:.3f} in the first {tenth} steps, {last:.3f} in the last {tenth} of {report.steps}")
     print(out)
 
