@@ -7,20 +7,30 @@ merged.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from decode import tiny
 from evaluate.tiny import save_clip
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from foveal.adapt.adaptclipzs import BagFineTuner
+from foveal.adapt.base_coop import CoOpLearner
+from foveal.adapt.baselines import CLIPAdapter, TipAdapterF
 from foveal.adapt.nmtune import NMTuneClassifier
 from foveal.adapt.svfit import apply_svfit, load_svfit_state_dict, merge_svfit, svfit_state_dict
+from foveal.adapt.svfit_peft import SVFitConfig
+from foveal.adapt.vladva import VladvaModel
+from foveal.nn.cosine import unit_rows
 from foveal.zoo import nano
+
+from . import vladva_pair
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,10 @@ class Adapter:
     """Ways to attach it that are refused with a ValueError, and what the message names."""
     rate: float = 0.1
     """Learning rate at which a few steps of plain gradient descent show."""
+    loss: Callable[[nn.Module], Tensor] | None = None
+    """What the adapted model is trained with; None: the mean square of what it computes."""
+    strict: bool = True
+    """Refuses a state with names missing or unknown; peft reports them instead."""
 
 
 # Estimators -----------------------------------------------------------------------------------------------------------
@@ -104,6 +118,35 @@ FEATURES = np.repeat(4 * np.eye(3, 6, dtype=np.float32), 10, 0) + np.random.defa
 ).astype(np.float32)
 CLASSES = np.repeat([0, 1, 2], 10)
 
+
+def rows() -> tuple[Tensor, Tensor]:
+    """Features around three centres, and which."""
+    labels, noise = torch.arange(30) % 3, torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
+    return centres()[labels] + 0.5 * noise, labels
+
+
+def centres() -> Tensor:
+    return 5 * torch.eye(3, 8)
+
+
+def few_labels(name: str, build: Callable[[], Any], bad: Mapping[str, Any]) -> Estimator:
+    """A `FeatureClassifier` with a seed."""
+    return Estimator(
+        name,
+        build,
+        fit_on=lambda seed: dict(zip("Xy", rows())),
+        asked=lambda: {"X": rows()[0]},
+        truth=lambda: rows()[1],
+        bad_settings=bad,
+        bad_data=(
+            ("y", torch.full((30,), 3)),
+            ("y", torch.zeros(29, dtype=torch.int64)),
+            ("X", torch.full((30, 8), nan)),
+        ),
+        seed="seed",
+    )
+
+
 ESTIMATORS = [
     Estimator(
         "adaptclipzs",
@@ -131,6 +174,38 @@ ESTIMATORS = [
         bad_data=(("labels", CLASSES + 1), ("features_second_view", FEATURES[:4])),
         seed="seed",
     ),
+    Estimator(
+        "nmtune",
+        lambda: NMTuneClassifier(3, epochs=20, lr=1e-2, batch_size=16),
+        fit_on=lambda seed: {"features": rows()[0].numpy(), "labels": rows()[1].numpy()},
+        asked=lambda: {"X": rows()[0].numpy()},
+        truth=lambda: rows()[1].numpy(),
+        bad_settings={"num_classes": 1, "method": "magic", "epochs": 0, "lr": 0.0, "batch_size": 1, "k": 0, "ratio": 0},
+        bad_data=(("labels", np.full(30, 3)), ("features_second_view", np.ones((29, 8)))),
+        seed="seed",
+    ),
+    few_labels(
+        "coop",
+        lambda: CoOpLearner(tiny_clip(), ("red", "blue", "green"), epochs=40, n_ctx=4),
+        {
+            "epochs": 0,
+            "lr": 0.0,
+            "batch_size": 0,
+            "n_ctx": 0,
+            "aggregation": "AX",
+            "class_names": ("red", "red", "red"),
+        },
+    ),
+    few_labels(
+        "clip-adapter",
+        lambda: CLIPAdapter(unit_rows(centres()), epochs=20, batch_size=8),
+        {"epochs": 0, "lr": -1.0, "reduction": 0, "ratio": 2.0},
+    ),
+    few_labels(
+        "tip-adapter-f",
+        lambda: TipAdapterF(unit_rows(centres()), batch_size=8, scale=2.0),
+        {"epochs": 0, "batch_size": 0, "alpha": -1.0, "beta": 0.0},
+    ),
 ]
 
 
@@ -146,6 +221,10 @@ def tiny_llama() -> nn.Module:
 
 def logits(model: nn.Module) -> Tensor:
     return model(input_ids=torch.tensor([[3, 9, 14, 2]])).logits
+
+
+def vladva(model: nn.Module, rank: int = 2, prompt: tuple[int, ...] = (7, 8, 9)) -> VladvaModel:
+    return VladvaModel(model, prompt, (10, 11), rank=rank, generator=torch.Generator().manual_seed(1))
 
 
 ADAPTERS = [
@@ -164,5 +243,30 @@ ADAPTERS = [
             (lambda model: apply_svfit(model, energy=1.5), "energy=1.5"),
         ),
         rate=10.0,
+    ),
+    Adapter(
+        "svfit-peft",
+        tiny_llama,
+        attach=lambda model: get_peft_model(model, SVFitConfig(target_modules=["q_proj", "v_proj"], rank=6)),
+        run=logits,
+        trains=lambda name: "svfit_sigma" in name,
+        merge=lambda model: model.merge_and_unload(),
+        state=get_peft_model_state_dict,
+        load=set_peft_model_state_dict,
+        bad=((lambda model: get_peft_model(model, SVFitConfig(target_modules=["q_proj"], rank=0)), "rank=0"),),
+        rate=10.0,
+        strict=False,
+    ),
+    Adapter(
+        "vladva",
+        lambda: tiny.model.__wrapped__("llava"),
+        attach=lambda model: vladva(model, rank=2),
+        run=lambda model: logits(model.lvlm if isinstance(model, VladvaModel) else model),
+        trains=lambda name: name.endswith((".tokens", "logit_scale", "lora_A", "lora_B")),
+        merge=lambda model: model.merge(),
+        state=VladvaModel.adapter_state_dict,
+        load=VladvaModel.load_adapter_state_dict,
+        bad=((lambda model: vladva(model, prompt=(999,)), "999"),),
+        loss=lambda model: model(**vladva_pair.batch()).loss,
     ),
 ]

@@ -367,10 +367,8 @@ def test_frozen_parameters_stay_and_half_precision_learns(tiny, tmp_path):
 
 def test_one_caption_of_the_class_is_drawn_at_every_visit(tiny, monkeypatch):
     said = []
-    import foveal.adapt.adaptclipzs_tuner as module
-
-    tokens = module._tokens
-    monkeypatch.setattr(module, "_tokens", lambda encoder, texts: (said.append(texts), tokens(encoder, texts))[1])
+    tokens = DualEncoder.tokens
+    monkeypatch.setattr(DualEncoder, "tokens", lambda self, texts: (said.append(texts), tokens(self, texts))[1])
     images, ids = pictures(6)
     tuner = azs.BagFineTuner(tiny, epochs=8, batch_size=4, shuffle=False)
     tuner.fit(images, ids, BAGS | {9: ["novel"]}, generator())

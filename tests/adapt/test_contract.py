@@ -137,7 +137,7 @@ DATA = [(case, name, value) for case in ESTIMATORS for name, value in case.bad_d
 @pytest.mark.parametrize(("case", "name"), SETTINGS, ids=[f"{case.name}-{name}" for case, name in SETTINGS])
 def test_bad_settings_are_named(case, name):
     value = case.bad_settings[name]
-    shown = f"{name}={value}" if isinstance(value, int | float | str) else name
+    shown = f"{name}={value!r}" if isinstance(value, int | float | str) else name
     with pytest.raises(ValueError, match=shown.replace(".", r"\.")):
         case.build().set_params(**{name: value}).fit(**case.fit_on(0))
 
@@ -164,7 +164,8 @@ def train(adapter: Adapter, model, steps: int = 3) -> None:
     sgd = torch.optim.SGD(parameters, adapter.rate)
     for _ in range(steps):
         sgd.zero_grad()
-        adapter.run(model).square().mean().backward()
+        loss = adapter.run(model).square().mean() if adapter.loss is None else adapter.loss(model)
+        loss.backward()
         sgd.step()
 
 
@@ -212,6 +213,7 @@ def test_what_is_saved_is_the_adapter_and_all_of_it(adapter, tmp_path):
     torch.testing.assert_close(adapter.run(other), adapter.run(model), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("adapter", [case for case in ADAPTERS if case.strict], ids=lambda case: case.name)
 def test_a_foreign_state_is_refused(adapter):
     model = trained(adapter)
     before = adapter.run(model)
@@ -219,7 +221,7 @@ def test_a_foreign_state_is_refused(adapter):
         adapter.load(model, adapter.state(model) | {"nobody.knows": torch.ones(2)})
     short = adapter.state(model)
     name = next(iter(short))
-    with pytest.raises(ValueError, match=name.rpartition(".")[0].split(".")[-1]):
+    with pytest.raises(ValueError, match=name.rpartition(".")[0].split(".")[-1] or name):
         adapter.load(model, {key: value for key, value in short.items() if key != name})
     assert torch.equal(adapter.run(model), before)
 

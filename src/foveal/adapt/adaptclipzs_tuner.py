@@ -145,7 +145,7 @@ class BagFineTuner(ClassifierMixin, BaseEstimator):
         for rows in order.split(self.batch_size):
             texts = [_drawn(bags[label], generator) for label in ids[rows].tolist()]
             image = _features(model.get_image_features(pixel_values=_views(encoder, images, rows, generator)))
-            text = _features(model.get_text_features(**_tokens(encoder, texts)))
+            text = _features(model.get_text_features(**encoder.tokens(texts)))
             classes = ids[rows].to(image.device)
             loss = bag_contrastive_loss(image, text, classes, logit_scale=model.logit_scale.exp(), tau=tau).loss
             optimizer.zero_grad()
@@ -221,12 +221,6 @@ def _views(encoder: DualEncoder, images: Pictures, rows: Tensor, generator: torc
     size = model.config.vision_config.image_size
     views = [random_view(images[row], size, generator) for row in rows.tolist()]
     return encoder.image_processor(images=views, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
-
-
-def _tokens(encoder: DualEncoder, texts: list[str]) -> Any:
-    longest = encoder.model.config.text_config.max_position_embeddings
-    tokens = encoder.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-    return tokens.to(encoder.model.device)
 
 
 @torch.no_grad()
