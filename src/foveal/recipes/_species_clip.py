@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from foveal import zoo
-from foveal.adapt.adaptclipzs import base_novel_split, few_shot_indices
+from foveal.adapt.adaptclipzs import base_novel_split, few_shot_indices, harmonic_mean
 from foveal.adapt.adaptclipzs_tuner import class_probabilities
-from foveal.lab import Run
-from foveal.recipes._species import SPECIES, Species, pictures, species
+from foveal.lab import Run, figures
+from foveal.recipes._species import SPECIES, Species, captions, pictures, species
 from foveal.zoo.dual_encoder import DualEncoder
 
+Sources = tuple[str, ...]
+BOTH: Sources = ("looks", "places")
 SHOTS, BASE_TEST, NOVEL_TEST = 16, 400, 800
 
 
@@ -72,5 +74,21 @@ def probabilities(encoder: DualEncoder, side: Side, texts: list[list[str]]) -> F
     return class_probabilities(encoder, side.rows, dict(enumerate(texts)))
 
 
-def top1(found: Float[Tensor, "n k"], side: Side) -> float:
-    return 100 * (found.argmax(1) == side.labels).float().mean().item()
+def measured(run: Run, encoder: DualEncoder, data: Task, sources: Sources) -> dict[str, float]:
+    """Accuracies in percent, with the right descriptions from these sources."""
+    run.cost(encoder.model)
+    right = {}
+    for name, side in (("novel", data.novel), ("base", data.base)):
+        found = probabilities(encoder, side, [captions(one, sources) for one in side.classes]).argmax(1)
+        right[name] = 100 * (found == side.labels).float().mean().item()
+        if name == "novel" and run.arm == "adaptclipzs":
+            show(run, side, found[: len(side.shown)].tolist())
+    return right | {"harmonic": harmonic_mean(right["base"], right["novel"])}
+
+
+def show(run: Run, side: Side, found: list[int]) -> None:
+    said = []
+    for k, label in zip(found, side.labels.tolist(), strict=False):
+        text = captions(side.classes[k], ("looks",))[0].removeprefix("a photo of a ")
+        said.append(f"{'right' if k == label else 'wrong'}: {text}")
+    run.figure("novel.png", figures.picture_grid(side.shown, said), "Novel species, named from descriptions")

@@ -8,40 +8,21 @@ stay at chance (5 %), so that the arms to look at are those that are tested with
 
 ``shuffled`` learns from the descriptions of other base species, ``diagonal`` takes texts of the same species in the
 batch for wrong ones (CLIP's loss), ``one`` has the first sentence of each species only.
+
+The learning rate was chosen of 3e-5, 1e-4 and 3e-4 on seed 100, which is not reported: 1e-4 named most novel species
+for both ``adaptclipzs`` and ``tuned.described``, and stands for all arms. From 3e-4 on, names are learnt by heart.
 """
 
 from functools import partial
 
 import torch
 
-from foveal.adapt.adaptclipzs import BagFineTuner, harmonic_mean
-from foveal.lab import Claim, Recipe, Run, figures
+from foveal.adapt.adaptclipzs import BagFineTuner
+from foveal.lab import Claim, Recipe, Run
 from foveal.recipes._species import captions
-from foveal.recipes._species_clip import Task, probabilities, task, top1
+from foveal.recipes._species_clip import BOTH, Sources, measured, task
 
-Sources = tuple[str, ...]
-BOTH: Sources = ("looks", "places")
 EPOCHS, BATCH = 10, 64
-
-
-def measured(run: Run, encoder, data: Task, sources: Sources) -> dict[str, float]:
-    """Accuracies in percent with the right descriptions."""
-    run.cost(encoder.model)
-    base, novel = (
-        top1(probabilities(encoder, side, [captions(one, sources) for one in side.classes]), side)
-        for side in (data.base, data.novel)
-    )
-    if run.arm == "adaptclipzs":
-        show(run, encoder, data)
-    return {"novel": novel, "base": base, "harmonic": harmonic_mean(base, novel)}
-
-
-def show(run: Run, encoder, data: Task) -> None:
-    texts = [captions(one, BOTH) for one in data.novel.classes]
-    found = probabilities(encoder, data.novel, texts)[:8].argmax(1).tolist()
-    marks = ["right" if k == c else "wrong" for k, c in zip(found, data.novel.labels.tolist())]
-    said = [f"{mark}: {texts[k][0].removeprefix('a photo of a ')}" for k, mark in zip(found, marks)]
-    run.figure("novel.png", figures.picture_grid(data.novel.shown, said), "Novel species, named from descriptions")
 
 
 def zero_shot(run: Run, test: Sources) -> dict[str, float]:
@@ -93,4 +74,17 @@ RECIPE = Recipe(
     ],
     controls=("shuffled", "diagonal", "one"),
     real="foveal adapt adaptclipzs --model openai/clip-vit-base-patch32 --train few.csv --captions captions.json",
+    example="""
+import numpy as np
+import torch
+from foveal import zoo
+from foveal.adapt.adaptclipzs import BagFineTuner
+
+pictures = [np.full((96, 96, 3), colour, np.uint8) for colour in [(200, 30, 30), (30, 30, 200)] * 4]  # yours
+known = {0: ["a zog, red all over", "a zog, without any blue"], 1: ["a wug, blue all over"]}
+new = {0: ["a fep, quite red"], 1: ["a dax, quite blue"]}  # classes without a picture
+tuner = BagFineTuner(zoo.load("nano-clip"), epochs=2, main_lr=1e-4, proj_lr=1e-4)  # or a DualEncoder of any CLIPModel
+tuner.fit(pictures, [0, 1] * 4, known, torch.Generator().manual_seed(0))
+print(tuner.predict(pictures, new))
+""",
 )
