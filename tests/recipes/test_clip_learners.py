@@ -115,7 +115,7 @@ def test_places():
         """Knows that a phrase is in cell 7."""
 
         def patches(self, pixels):
-            return torch.nn.functional.one_hot(torch.arange(36) == 7, 2).float().expand(len(pixels), -1, -1)
+            return torch.nn.functional.one_hot((torch.arange(36) == 7).long(), 2).float().expand(len(pixels), -1, -1)
 
         def text_features(self, texts):
             return torch.tensor([[0.0, 1.0]]).expand(len(texts), -1)
