@@ -19,6 +19,7 @@ import torch
 
 from foveal.adapt.base_continue import ListContinuer
 from foveal.adapt.base_coop import CoOpLearner
+from foveal.adapt.base_search import SearchJournal
 from foveal.adapt.llm_bbo import DEFAULT_POOL, Mode, PromptHillClimber
 from foveal.adapt.llm_bbo_list import as_list
 from foveal.lab import Claim, Recipe, Run
@@ -29,8 +30,7 @@ POOL, START, CALLS = 60, 30, 16
 
 
 def drawn(run: Run) -> list[str]:
-    order = torch.randperm(len(DEFAULT_POOL), generator=run.generator("pool")).tolist()
-    return [DEFAULT_POOL[i] for i in order]
+    return [DEFAULT_POOL[i] for i in torch.randperm(len(DEFAULT_POOL), generator=run.generator("pool")).tolist()]
 
 
 def judged(on: Task, template: str, evaluated: int) -> dict[str, float]:
@@ -44,14 +44,19 @@ def pool(run: Run) -> dict[str, float]:
 
 
 def search(run: Run, mode: Mode, rule: bool = False) -> dict[str, float]:
-    on, lm = run.shared(task, 1, 400), Recombiner() if rule else ListContinuer(smollm2(), as_list, "- ")
+    on, writer = run.shared(task, 1, 400), Recombiner() if rule else ListContinuer(smollm2(), as_list, "- ")
+    templates, calls, beaten = drawn(run)[:POOL], [0], list[int]()
+    first = max(map(on.fitness, templates))
+
+    def score(template: str) -> float:
+        if (value := on.fitness(template)) > first:
+            beaten.append(calls[-1])
+        return value
+
     sizes = {"n_restart": 1, "n_reset": 2, "n_iter": 8, "sample_size": START, "k": 5, "max_calls": run.steps(CALLS)}
-    climber = PromptHillClimber(on.fitness, lm, **sizes, max_retries=4, mode=mode)
-    result = climber.run(drawn(run)[:POOL], run.generator("search"))
-    first = max(map(on.fitness, drawn(run)[:POOL]))
-    for number, entry in enumerate(result.trace):
-        run.record("best train accuracy", entry["best"], number)
-    beaten = [number for number, entry in enumerate(result.trace, 1) if entry["best"] > first]
+    counted = SearchJournal(None, {}).model(writer, calls.append)
+    climber = PromptHillClimber(score, counted, **sizes, max_retries=4, mode=mode)
+    result = climber.run(templates, run.generator("search"))
     return judged(on, result.best, result.n_evaluations) | {"calls": float(beaten[0] if beaten else CALLS + 1)}
 
 
@@ -59,8 +64,7 @@ def coop(run: Run) -> dict[str, float]:
     on = run.shared(task, 1, 400)
     learner = CoOpLearner(on.encoder, NOUNS, epochs=run.steps(100), n_ctx=4, class_specific=False, seed=run.seed)
     learner.fit(on.shots, on.shot_labels)
-    train = 100 * learner.score(on.shots, on.shot_labels)
-    test = 100 * learner.score(on.images, on.labels)
+    train, test = 100 * learner.score(on.shots, on.shot_labels), 100 * learner.score(on.images, on.labels)
     return {"train": train, "test": test, "gap": train - test}
 
 
@@ -84,9 +88,9 @@ RECIPE = Recipe(
     controls=("pool", "smollm2.none", "rule.none"),
     real="foveal adapt llm_bbo --model openai/clip-vit-base-patch32 --train few.csv --budget 100",
     example="""
+import torch
 from foveal.adapt.llm_bbo import DEFAULT_POOL, PromptHillClimber
 from foveal.llm import ScriptedLM
-import torch
 
 lm = ScriptedLM(lambda prompt: "- a drawing of a {} on paper")  # or foveal.llm.language_model("openai:http://…")
 score = lambda template: float("drawing" in template)  # few-shot accuracy of your model with this template
