@@ -83,12 +83,10 @@ def test_prefix_contrasts_within_a_source():
 
 def test_nevlp_softens_after_its_warm_up(monkeypatch):
     monkeypatch.setattr(sources, "RECENT", 12)
-    one, given = learner("nevlp", steps=3), batch(labelled=0)
-    for step in range(4):
+    one, given = learner("nevlp", steps=9), batch(labelled=0)
+    for step in range(5):
         noise = one.loss(given)["noise"].item()
-        assert (noise > 0) == (
-            step >= 2
-        )  # the window is full from the third batch on, and a third of the steps is over
+        assert (noise > 0) == (step >= 3)  # a third of the steps is over; the window is full one step before
         with torch.no_grad():
             one.after_step()
     assert bool(one.recent.isfinite().all())

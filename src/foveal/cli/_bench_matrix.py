@@ -100,8 +100,8 @@ def print_matrix(console: Console, result: Mapping[str, Any]) -> None:
     console.print(Text("✓ reproduced   ~ inconclusive   ✗ not reproduced, against clip", style="dim"))
     for slug, reason in result["elsewhere"].items():
         console.print(Text(f"{slug}: not applicable, it {reason}", style="dim"))
-    for line in control_texts(result):
-        console.print(Text(line, style="red"))
+    for sentence in control_texts(result):
+        console.print(Text(sentence, style="red"))
     if result["smoke"]:
         console.print("[yellow]a smoke run: everything runs, the numbers mean nothing[/]")
 
