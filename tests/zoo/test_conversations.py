@@ -14,7 +14,7 @@ from foveal.data.world.questions import KINDS
 from foveal.data.world.referring import referring_expression
 from foveal.data.world.vocabulary import NOVEL_NOUNS
 from foveal.zoo.nano.conversations import CAPTIONS, EVERYTHING, PROMPTS, clip_exchanges, exchanges
-from foveal.zoo.nano.scenes import LLAVA_WORLD
+from foveal.zoo.nano.scenes import LLAVA_LESSONS
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,9 @@ def rounds():
     """Scenes with the boxes of their things and one round about each."""
     found = []
     for i in range(120):
-        pictured = scene(LLAVA_WORLD, 3, i)
+        pictured = scene(LLAVA_LESSONS, 3, i)
         boxes = np.array(draw(pictured, 96).boxes).reshape(-1, 4)
-        found.append((pictured, boxes, exchanges(pictured, boxes, LLAVA_WORLD, np.random.default_rng(i))))
+        found.append((pictured, boxes, exchanges(pictured, boxes, LLAVA_LESSONS, np.random.default_rng(i))))
     return found
 
 
@@ -66,8 +66,8 @@ def test_boxes_are_those_of_the_things(rounds):
 
 
 def test_a_thing_without_a_box_is_neither_asked_for_nor_described():
-    pictured = next(s for s in (scene(LLAVA_WORLD, 3, i) for i in range(50)) if len(s.things) == 1)
-    items = exchanges(pictured, np.zeros((4, 4), np.int16), LLAVA_WORLD, np.random.default_rng(0))
+    pictured = next(s for s in (scene(LLAVA_LESSONS, 3, i) for i in range(50)) if len(s.things) == 1)
+    items = exchanges(pictured, np.zeros((4, 4), np.int16), LLAVA_LESSONS, np.random.default_rng(0))
     assert not {"region", "grounding"} & {item.task for item in items}
     assert "long" in {item.task for item in items}
 
@@ -95,19 +95,19 @@ def test_novel_nouns_are_never_named(rounds):
 
 
 def test_tasks_choose_what_is_taught():
-    pictured = scene(LLAVA_WORLD, 3, 0)
+    pictured = scene(LLAVA_LESSONS, 3, 0)
     boxes = np.array(draw(pictured, 96).boxes)
-    items = exchanges(pictured, boxes, LLAVA_WORLD, np.random.default_rng(0), CAPTIONS)
+    items = exchanges(pictured, boxes, LLAVA_LESSONS, np.random.default_rng(0), CAPTIONS)
     assert {item.task for item in items} == set(CAPTIONS)
-    assert items == exchanges(pictured, boxes, LLAVA_WORLD, np.random.default_rng(0), CAPTIONS)
+    assert items == exchanges(pictured, boxes, LLAVA_LESSONS, np.random.default_rng(0), CAPTIONS)
     with pytest.raises(ValueError, match="task='poem'"):
-        exchanges(pictured, boxes, LLAVA_WORLD, np.random.default_rng(0), {"poem": 1})
+        exchanges(pictured, boxes, LLAVA_LESSONS, np.random.default_rng(0), {"poem": 1})
 
 
 def test_clips_are_told_and_asked_about():
     seen = Counter()
     for i in range(40):
-        film = clip(LLAVA_WORLD, 3, i, 3)
+        film = clip(LLAVA_LESSONS, 3, i, 3)
         items = clip_exchanges(film, np.random.default_rng(i))
         event = next(item for item in items if item.task == "event")
         assert event.prompt.replace("image", "picture") in PROMPTS["event"]

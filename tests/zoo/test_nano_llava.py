@@ -12,11 +12,11 @@ from foveal.train import latest_checkpoint
 from foveal.zoo import nano
 from foveal.zoo.nano import clip as nano_clip
 from foveal.zoo.nano import llava as nano_llava
-from foveal.zoo.nano.conversations import Exchange
+from foveal.zoo.nano.conversations import EVERYTHING, Exchange
 from foveal.zoo.nano.films import DrawnFilms
 from foveal.zoo.nano.lessons import Lessons, Writer, branch_mask, packed_row, stacked
 from foveal.zoo.nano.llava import SMOKE, LlavaTraining, answer_loss, build, corpus
-from foveal.zoo.nano.scenes import LLAVA_WORLD, DrawnScenes
+from foveal.zoo.nano.scenes import LLAVA_LESSONS, DrawnScenes
 
 DIALOGUES = (
     [Exchange("Is there a red star?", "yes", "existence")],
@@ -45,12 +45,12 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return DrawnScenes(LLAVA_WORLD, 0, SMOKE.scenes)
+    return DrawnScenes(LLAVA_LESSONS, 0, SMOKE.scenes)
 
 
 @pytest.fixture(scope="module")
 def films():
-    return DrawnFilms(LLAVA_WORLD, 0, SMOKE.films)
+    return DrawnFilms(LLAVA_LESSONS, 0, SMOKE.films)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,7 @@ def test_digits_are_tokens_and_every_text_comes_back(made):
 
 def test_rows_fill_their_budget_and_are_functions_of_the_seed(writer, scenes, films):
     def lessons(seed):
-        everything = nano_llava.EVERYTHING
-        return Lessons(scenes, films, writer, 20, 4, 120, everything, seed)
+        return Lessons(scenes, films, writer, 20, 4, 120, EVERYTHING, seed)
 
     batch = lessons(0)[3]
     text = (batch["branches"] > 0).sum(1)
@@ -192,7 +191,7 @@ def test_the_published_folder_loads_by_the_auto_classes_and_answers(trained, sce
     seen = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[0]
     assert seen.shape[1] == 145  # CLS is there for whoever needs its attention
     record = json.loads((trained / "training.json").read_text())
-    assert [stage["name"] for stage in record["config"]["stages"]] == ["align", "instruct"]
+    assert [stage["name"] for stage in record["config"]["stages"]] == ["align", "instruct", "answer", "practise"]
     assert [step for step, _ in record["curves"]["instruct loss"]] == list(range(1, 11))
     stored = AutoModelForImageTextToText.from_pretrained(trained)
     assert {parameter.dtype for parameter in stored.parameters()} == {torch.float16}
@@ -201,7 +200,7 @@ def test_the_published_folder_loads_by_the_auto_classes_and_answers(trained, sce
 def test_every_stage_trains_what_it_should(weights, scenes, films, tmp_path):
     model, processor = build(weights / "nano-clip", corpus(scenes, films), SMOKE)
     writer = Writer(processor, model.config.image_seq_length)
-    course = nano_llava.Course(model, writer, scenes, films, SMOKE, tmp_path)
+    course = nano_llava.Course(model, writer, scenes, scenes, films, SMOKE, tmp_path)
     tower = model.model.vision_tower.encoder.layers[0].mlp.fc1.weight
     projector = model.model.multi_modal_projector.linear_1.weight
     for number, learns in enumerate((False, True)):
@@ -217,7 +216,7 @@ def test_a_stopped_training_goes_on_and_repeats_no_finished_stage(weights, tmp_p
 
     def losing(model, batch):
         seen.append(batch)
-        if len(seen) == 3:  # the second step of the last stage
+        if len(seen) == 3:  # the second step of the second stage
             raise KeyboardInterrupt
         return real(model, batch)
 
@@ -228,7 +227,7 @@ def test_a_stopped_training_goes_on_and_repeats_no_finished_stage(weights, tmp_p
     assert latest_checkpoint(run / "align").name == "step-00000001"
     assert not (tmp_path / "out").exists()
     resumed = nano_llava.train(tmp_path / "out", tmp_path / "work", smoke=True)
-    assert len(seen) == 3 + 10  # the second stage alone, which had no checkpoint yet
+    assert len(seen) == 3 + 10 + 1 + 1  # the second stage, which had no checkpoint yet, and those behind it
     monkeypatch.undo()
     monkeypatch.setattr(nano, "WEIGHTS", weights)
     whole = nano_llava.train(tmp_path / "whole", tmp_path / "work2", smoke=True)

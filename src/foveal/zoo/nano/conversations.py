@@ -77,7 +77,21 @@ EVERYTHING: Mapping[str, int] = MappingProxyType(
         **{kind: 2 if kind in ("existence", "count", "colour", "relation", "comparison") else 1 for kind in KINDS},
     }
 )
-"""What the later stages teach."""
+"""What the second stage teaches."""
+QUESTIONS: Mapping[str, int] = MappingProxyType(
+    {**EVERYTHING, "existence": 4, "count": 3, "colour": 3, "relation": 3, "grounding": 3, "object": 2}
+)
+"""What the third stage teaches: everything, and more of what can be told right from wrong."""
+PRACTICE: Mapping[str, int] = MappingProxyType(
+    {
+        **{task: most for task, most in QUESTIONS.items() if task not in ("short", "region", "place", "ocr")},
+        "existence": 6,
+        "relation": 5,
+        "grounding": 4,
+    }
+)
+"""What the fourth stage teaches: more of what the third left weak, nothing of what it left perfect or hopeless."""
+TASKS = MappingProxyType({"captions": CAPTIONS, "everything": EVERYTHING, "questions": QUESTIONS, "practice": PRACTICE})
 
 ONE_WORD = ("Answer with one word.", "Answer the question using a single word or phrase.")
 YES_NO = (*ONE_WORD, "Answer yes or no.")

@@ -31,10 +31,10 @@ from transformers import (
 from foveal.train import FitConfig, FitReport, fit
 from foveal.zoo import nano
 from foveal.zoo.nano.chat import build_processor, build_tokenizer
-from foveal.zoo.nano.conversations import CAPTIONS, EVERYTHING, clip_exchanges, exchanges
+from foveal.zoo.nano.conversations import TASKS, clip_exchanges, exchanges
 from foveal.zoo.nano.films import DrawnFilms
 from foveal.zoo.nano.lessons import Lessons, Writer, branch_mask
-from foveal.zoo.nano.scenes import LLAVA_WORLD, DrawnScenes
+from foveal.zoo.nano.scenes import LLAVA_LESSONS, LLAVA_WORLD, DrawnScenes
 from foveal.zoo.nano.training import TrainingRecord, check_destination, digest, loss_curve, publish_checkpoint
 from foveal.zoo.quiet import quiet_loading
 
@@ -53,13 +53,17 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """``tasks``: "captions" or "everything"; ``tower``: whether the vision tower learns too."""
+    """``tasks``: a key of `TASKS`; ``tower``: whether the vision tower learns too.
+
+    ``wide``: in the world of all base nouns, or else in the clearer one that nano-llava is examined on.
+    """
 
     name: str
     steps: int
     lr: float
     tasks: str = "everything"
     tower: bool = False
+    wide: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ class LlavaTraining:
     stages: tuple[Stage, ...] = (
         Stage("align", 200, 3e-3, "captions"),
         Stage("instruct", 1300, 2e-3, tower=True),
+        Stage("answer", 900, 2e-3, "questions", tower=True, wide=False),
+        Stage("practise", 1500, 2e-3, "practice", tower=True, wide=False),
     )
+    clear_scenes: int = 20_800
     rows: int = 16
     budget: int = 200
     weight_decay: float = 0.05
@@ -89,7 +96,13 @@ class LlavaTraining:
 SMOKE = LlavaTraining(
     scenes=12,
     films=3,
-    stages=(Stage("align", 1, 1e-3, "captions"), Stage("instruct", 10, 1e-3, tower=True)),
+    stages=(
+        Stage("align", 1, 1e-3, "captions"),
+        Stage("instruct", 10, 1e-3, tower=True),
+        Stage("answer", 1, 1e-3, "questions", tower=True, wide=False),
+        Stage("practise", 1, 1e-3, "practice", tower=True, wide=False),
+    ),
+    clear_scenes=12,
     rows=2,
     budget=60,
     width=32,
@@ -107,11 +120,12 @@ def train(out: Path, work: Path, smoke: bool = False) -> Path:
     check_destination(out)
     settings = SMOKE if smoke else LlavaTraining()
     clip = nano.folder("nano-clip")
-    scenes = DrawnScenes(LLAVA_WORLD, settings.seed, settings.scenes)
-    films = DrawnFilms(LLAVA_WORLD, settings.seed, settings.films)
+    scenes = DrawnScenes(LLAVA_LESSONS, settings.seed, settings.scenes)
+    films = DrawnFilms(LLAVA_LESSONS, settings.seed, settings.films)
+    clear = DrawnScenes(LLAVA_WORLD, settings.seed, settings.clear_scenes)
     model, processor = build(clip, corpus(scenes, films), settings)
     work = work / digest(clip)[:16]  # on another nano-clip it is another run
-    course = Course(model, Writer(processor, model.config.image_seq_length), scenes, films, settings, work)
+    course = Course(model, Writer(processor, model.config.image_seq_length), scenes, clear, films, settings, work)
     reports = {f"{stage.name} loss": course.take(number) for number, stage in enumerate(settings.stages)}
     curves = {name: loss_curve(report.losses) for name, report in reports.items()}
     seconds = sum(report.seconds_in_all for report in reports.values())
@@ -181,6 +195,7 @@ class Course:
     model: LlavaForConditionalGeneration
     writer: Writer
     scenes: DrawnScenes
+    clear: DrawnScenes
     films: DrawnFilms
     settings: LlavaTraining
     work: Path
@@ -204,15 +219,14 @@ class Course:
 
     def lessons(self, number: int) -> Lessons:
         stage, settings = self.settings.stages[number], self.settings
-        captions = stage.tasks == "captions"
         return Lessons(
-            scenes=self.scenes,
-            films=None if captions else self.films,
+            scenes=self.scenes if stage.wide else self.clear,
+            films=None if stage.tasks == "captions" else self.films,
             writer=self.writer,
             steps=stage.steps,
             rows=settings.rows,
             budget=settings.budget,
-            tasks=CAPTIONS if captions else EVERYTHING,
+            tasks=TASKS[stage.tasks],
             seed=10 * settings.seed + number,
         )
 

@@ -38,8 +38,9 @@ CLIP_LESSONS = replace(
     tint=0.2,
 )
 """What nano-clip is trained on: the same world with more of what is rare in it and hard to recognise."""
-LLAVA_WORLD = replace(CLIP_WORLD, imbalance=0.6, companions=0.7, repeats=0.3)
-"""Nouns of a long tail among their natural companions: what makes a model see what is usually there."""
+LLAVA_LESSONS = replace(CLIP_WORLD, imbalance=0.6, companions=0.7, repeats=0.3)
+"""What nano-llava learns to read and speak in: all base nouns in a long tail among their natural companions, which
+makes a model see what is usually there."""
 _DRAWABLE = (
     *("circle", "square", "triangle", "star", "ring", "heart", "diamond", "cross", "crescent", "arrow"),
     *("dog", "cat", "cow", "pig", "elephant", "lion", "chicken", "duck", "penguin", "fish", "whale", "crab"),
@@ -47,6 +48,16 @@ _DRAWABLE = (
     *("car", "bus", "train", "airplane", "boat", "bicycle", "rocket", "key", "guitar", "bell", "soccer ball", "hat"),
     *("shirt", "crown", "tree", "sunflower", "tulip", "chair", "clock", "cup", "umbrella", "book", "house", "tent"),
 )
+LLAVA_WORLD = replace(
+    LLAVA_LESSONS,
+    nouns=_DRAWABLE,
+    styles=("flat",) * 7 + ("cartoon", "night", "fog"),
+    min_visible=0.6,
+    sizes=("medium", "large"),
+    depth=(2.1, 3.5),
+    tint=0.05,
+)
+"""What nano-llava learns to answer in, and is examined on: fifty-six nouns, still in a long tail, seen clearly."""
 SD_WORLD = replace(
     CLIP_WORLD,
     size=64,
