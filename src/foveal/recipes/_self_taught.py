@@ -25,7 +25,7 @@ from foveal.zoo.nano.conversations import PROMPTS
 
 WORLD = 9000
 LONG = "Please describe this image in detail."
-LONGEST = {"short": 24, "long": 64}
+LONGEST = 64
 CAPTIONS = 48
 LEXICON = world_lexicon()
 
@@ -35,25 +35,20 @@ def short(prompt: str) -> str:
     return PROMPTS["short"][DESCRIPTION_PROMPTS.index(prompt) % len(PROMPTS["short"])].replace("picture", "image")
 
 
-def wrote(nano: Nano, asked: Sequence[tuple[np.ndarray, str]], kind: str) -> list[str]:
+def wrote(nano: Nano, asked: Sequence[tuple[np.ndarray, str]]) -> list[str]:
     model = VisionLanguage(nano.model, nano.processor, BATCH)
-    return model.answer([([picture], prompt) for picture, prompt in asked], LONGEST[kind])
+    return model.answer([([picture], prompt) for picture, prompt in asked], LONGEST)
 
 
 def _described(nano: Nano, asked: Sequence[tuple[Tensor, str]]) -> list[str]:
     """STIC's prompts in words that the host knows. It follows no misleading one: it then tells of a grey picture."""
-    rows: dict[str, list[tuple[int, np.ndarray, str]]] = {"short": [], "long": []}
-    for place, (image, prompt) in enumerate(asked):
+    rows = []
+    for image, prompt in asked:
         picture = (255 * image).round().byte().permute(1, 2, 0).contiguous().numpy()
         if prompt in BAD_PROMPTS:
             picture = np.full_like(picture, 128)
-        kind = "short" if prompt in DESCRIPTION_PROMPTS else "long"
-        rows[kind].append((place, picture, short(prompt) if kind == "short" else LONG))
-    texts: dict[int, str] = {}
-    for kind, found in rows.items():
-        said = wrote(nano, [(picture, prompt) for _, picture, prompt in found], kind)
-        texts |= {place: text for (place, _, _), text in zip(found, said, strict=True)}
-    return [texts[place] for place in range(len(asked))]
+        rows.append((picture, short(prompt) if prompt in DESCRIPTION_PROMPTS else LONG))
+    return wrote(nano, rows)
 
 
 def self_pairs(run: Run, count: int) -> tuple[list[Pair], float]:
@@ -76,7 +71,7 @@ def told(run: Run, nano: Nano) -> dict[str, float]:
     """Captions of held-out scenes under a short prompt: F1 of coloured things, F1 and errors of objects, words."""
     scenes = [lay_out(LLAVA_WORLD, held_out(run.seed, 31), i) for i in range(2 if run.smoke else CAPTIONS)]
     asked = [(draw(scene, LLAVA_WORLD.size).image, short(DESCRIPTION_PROMPTS[0])) for scene in scenes]
-    captions = wrote(nano, asked, "long")
+    captions = wrote(nano, asked)
     objects = [[thing.noun for thing in scene.things] for scene in scenes]
     metrics = {m.name: m.value for m in caption_metrics(captions, objects, LEXICON, lambda noun: ALIKE[noun])[0]}
     said = [{(colour, noun) for colour, noun in _coloured(caption)} for caption in captions]

@@ -45,7 +45,7 @@ def question_batches(run: Run, rows: list[Row], describer: Seen | None = None) -
     if describer is not None:
         prompts = [short(DESCRIPTION_PROMPTS[place % 8]) for place in range(len(rows))]
         asking = [(row.picture, prompt) for row, prompt in zip(rows, prompts)]
-        texts = wrote(tuned(run, describer), asking, "long")
+        texts = wrote(tuned(run, describer), asking)
         rows = [row._replace(question=described(row.question, text)) for row, text in zip(rows, texts)]
     nano = run.shared(host)
     collate = PairCollator(nano.processor)
@@ -70,7 +70,7 @@ def vqa(run: Run, nano: Nano, describe: bool) -> dict[str, float]:
         pictures = [item.pictures()[0] for item in items if item.pictures]
         prompts = [item.texts[0] for item in items]
         if describe:
-            texts = wrote(nano, [(picture, short(DESCRIPTION_PROMPTS[0])) for picture in pictures], "long")
+            texts = wrote(nano, [(picture, short(DESCRIPTION_PROMPTS[0])) for picture in pictures])
             prompts = [described(prompt, text) for prompt, text in zip(prompts, texts)]
         model = VisionLanguage(nano.model, nano.processor, BATCH)
         said = model.answer([([picture], prompt) for picture, prompt in zip(pictures, prompts)], 6)

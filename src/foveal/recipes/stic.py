@@ -1,10 +1,10 @@
 """STIC: does a model that taught itself to describe unlabelled pictures answer questions better?
 
-Host: nano-llava as shipped, which writes a line under a short prompt and a paragraph under a long one. Stage 1: on 60
-scenes without labels, its paragraph is the chosen answer to a short prompt; rejected is its line on a spoiled picture,
-or what it tells of a grey one (it follows no misleading prompt). ``rejected worse`` is in how many pairs of a hundred
-that one has the lower F1 of objects: below 70 the run says nothing. Stage 2: questions with short answers, the
-picture's description by the tuned model in front.
+Host: nano-llava as shipped. Stage 1: on 60 scenes without labels, what it writes when asked for details is the chosen
+answer to a short prompt; rejected is what it writes under the short prompt of a spoiled picture, or what it tells of a
+grey one (it follows no misleading prompt). ``rejected worse`` is in how many pairs of a hundred that one has the lower
+F1 of objects: below 70 the run says nothing. Stage 2: questions with short answers, the picture's description by the
+tuned model in front.
 
 Same steps in all trained arms but *stage1*, and the same learning rate in each stage: *sft* trains on the questions
 alone all the time, *positives* imitates the chosen descriptions in stage 1. *stage1* ends after it (*alpha0*: without
