@@ -1,6 +1,6 @@
 """POVID: does preference tuning against made-up answers, written and noise-triggered, make a model invent less?
 
-Host: nano-llava as shipped, which invents much of what it tells. Preferred are true captions of scenes that it has not
+Host: nano-llava as shipped, which invents some of what it tells. Preferred are true captions of scenes that it has not
 seen, dispreferred the same captions with absent companions, swapped places or wrong attributes, written by rules into
 as many words. Detailed captions of held-out scenes are judged by CHAIR (share of mentions, and of captions, with
 something that is not there) and by how many of the objects that are there they name; POPE asks for objects one by one.
