@@ -1,6 +1,7 @@
 """VladVA's losses, which captions they take, and what a summary that holds many details looks like."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from foveal.nn.cosine import unit_rows
 
 
 def split_by_length(
-    lengths: Int[Tensor, " n"], short_max: int = 30, long_max: int = 500
+    lengths: Int[Tensor, " n"] | Sequence[int], short_max: int = 30, long_max: int = 500
 ) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
     """Which captions are short (fewer than ``short_max`` tokens) and which long (up to ``long_max``); beyond, neither.
 

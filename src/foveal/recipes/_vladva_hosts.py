@@ -1,6 +1,7 @@
 """nano-llava with VladVA's adapter: its visual tokens made once, its training, its perplexity."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from foveal.train import FitConfig, fit
 from foveal.zoo.nano import Nano
 
 STEPS, BATCH = 100, 24
-PROMPTS = {"image_prompt": "Describe the picture briefly.", "text_prompt": "Describe the text briefly."}
+PROMPTS: dict[str, Any] = {"image_prompt": "Describe the picture briefly.", "text_prompt": "Describe the text briefly."}
 
 
 def nano(run: Run, name: str) -> Nano:
