@@ -55,7 +55,7 @@ def pcb(
         json: print the report as one JSON document.
     """
     learner = {"epochs": epochs, "lr": lr, "n_ctx": n_ctx, "seed": seed}
-    asking = {"method": method, "rounds": rounds, "n_query": n_query, "gamma": gamma}
+    asking: dict[str, Any] = {"method": method, "rounds": rounds, "n_query": n_query, "gamma": gamma}
     asking |= {"balance": not plain, "missing": missing}
     _adapt((pool, classes, out), oracle, (model, device, batch_size), learner, asking, json)
 
