@@ -125,14 +125,17 @@ def add_lora(
         raise ValueError("model is a single nn.Linear, which cannot be replaced inside itself: use LoRALinear(model)")
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("model has LoRA layers already: merge_lora or remove_lora them first")
-    model.requires_grad_(False)
+    pretrained = list(model.parameters())
 
     def adapted(name: str, child: nn.Module) -> nn.Module | None:
         if type(child) is not nn.Linear or name in exclude:
             return None
         return LoRALinear(child, rank, alpha, dropout, generator=generator)
 
-    return _replace(model, adapted)
+    replaced = _replace(model, adapted)
+    for parameter in pretrained:
+        parameter.requires_grad_(False)
+    return replaced
 
 
 def merge_lora(model: nn.Module) -> int:
