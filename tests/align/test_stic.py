@@ -23,7 +23,7 @@ from foveal.align.stic import (
     low_resolution,
     stic_loss,
 )
-from foveal.align.stic_data import build_preference_pairs
+from foveal.align.stic_data import build_preference_pairs, pair_generator
 
 from .toy import ToyLVLM, batch
 
@@ -312,7 +312,7 @@ def test_pairs_in_one_go_are_those_one_by_one():
     assert len(calls) == 1
     assert len(calls[0]) == 12
     for place, (image, pair) in enumerate(zip(images, found, strict=True)):
-        rng = torch.Generator().manual_seed((4 << 32) + place)
+        rng = pair_generator(4, place)
         assert pair == build_preference_pair(image, lambda image, prompt: describe_all([(image, prompt)])[0], rng)
     assert build_preference_pairs(images[:2], describe_all, seed=4) == found[:2]
     assert build_preference_pairs(images[2:], describe_all, seed=4, first=2) == found[2:]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -239,6 +240,7 @@ def test_killed_and_resumed(objective, folders, shards, tmp_path, capsys):
         [sys.executable, "-c", script, "train", "clip-like", "--objective", objective, *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums depend on it
     )
     work = tmp_path / ".cut-training"
     deadline = time.monotonic() + 120

@@ -93,7 +93,7 @@ def test_existence_of_a_model_that_expects_companions(existence):
     )
     assert (found["invented, usual companions"], found["invented, others"]) == (1.0, 0.0)
     assert found["adversarial accuracy"] == 0.5
-    assert found["random accuracy"] > 0.9
+    assert found["random accuracy"] > 0.8
 
 
 def test_pope_metrics_by_hand():

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from foveal.align.base import IGNORE, SIDES, TILED
-from foveal.align.povid import add_diffusion_noise
+from foveal.align.base_noise import add_diffusion_noise
 
 Picture = UInt8[np.ndarray, "h w 3"]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,6 +11,11 @@ from foveal.align.stic import PreferencePair, build_preference_pair
 
 Asked = tuple[Float[Tensor, "3 _ _"], str]
 DescribeAll = Callable[[Sequence[Asked]], Sequence[str]]
+
+
+def pair_generator(seed: int, number: int) -> torch.Generator:
+    """What draws for one picture. torch's generator on the CPU looks at 32 bits of a seed alone, so both are hashed."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, number)).generate_state(1)[0]))
 
 
 def build_preference_pairs(
@@ -42,7 +48,7 @@ def build_preference_pairs(
     def build(describe: Callable[[Tensor, str], str]) -> list[PreferencePair]:
         found = []
         for number, image in enumerate(images, first):
-            generator = torch.Generator().manual_seed((seed << 32) + number)
+            generator = pair_generator(seed, number)
             options = {"p_bad_prompt": p_bad_prompt, "p_low_resolution": p_low_resolution}
             found.append(build_preference_pair(image, describe, generator, **options))
         return found

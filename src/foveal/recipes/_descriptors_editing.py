@@ -18,7 +18,8 @@ from foveal.data.world.phrases import GROUNDS
 from foveal.data.world.vocabulary import PLACES
 from foveal.lab import Run
 from foveal.nn.cosine import unit_rows
-from foveal.recipes._descriptors import Kind, encoder, kinds, pictures
+from foveal.recipes._described_things import Kind, kinds, pictures
+from foveal.recipes._descriptors import encoder
 from foveal.train import FitConfig, fit
 from foveal.zoo.dual_encoder import DualEncoder
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from foveal.data import world
-from foveal.data.world.phrases import article, attribute_words
+from foveal.data.world.phrases import article, attribute_words, listed
 from foveal.data.world.referring import unique_phrase
 from foveal.data.world.relations import SPATIAL, relations
 from foveal.evaluate.tasks.worlds import CLIP_WORLD, held_out
@@ -80,14 +80,11 @@ def swaps(scenes: Sequence[world.Scene]) -> list[Swap]:
     found = []
     for index, scene in enumerate(scenes):
         one, other = scene.things
-        said = [" ".join(attribute_words(scene, thing, ("size", "colour", "texture"))) for thing in (one, other)]
+        said = [attribute_words(scene, thing, ("size", "colour", "texture")) for thing in (one, other)]
         if said[0] != said[1] and one.noun != other.noun:
             true, false = (
-                " and ".join(
-                    with_article(f"{words} {noun}".strip())
-                    for words, noun in zip(order, (one.noun, other.noun), strict=True)
-                )
-                for order in (said, said[::-1])
+                listed([f"{article(p)} {p}" for p in (" ".join([*a, one.noun]), " ".join([*b, other.noun]))])
+                for a, b in (said, said[::-1])
             )
             found.append(Swap(index, "attributes", true, false))
         names = [unique_phrase(scene, place) for place in (0, 1)]
@@ -97,7 +94,3 @@ def swaps(scenes: Sequence[world.Scene]) -> list[Swap]:
             a, b = names[fact.subject], names[fact.object]
             found.append(Swap(index, "relations", f"{a} is {fact.name} {b}", f"{b} is {fact.name} {a}"))
     return found
-
-
-def with_article(phrase: str) -> str:
-    return f"{article(phrase)} {phrase}"

@@ -11,36 +11,34 @@ shape (``smollm2``, common names alone). ``name`` and ``photo`` have none; ``shu
 ``edited`` loses it and gets two true features, ``removed`` only loses it, ``false`` gets two of another class.
 """
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 
 from foveal.adapt.dclip import descriptor_messages, parse_descriptors
 from foveal.data.world.vocabulary import SPRITE
 from foveal.lab import Claim, Recipe, Run, figures
 from foveal.llm import smollm2
-from foveal.recipes._descriptors import classifier, described, examined, kinds, top1
+from foveal.recipes._described_things import kinds
+from foveal.recipes._descriptors import Descriptors, classifier, described, examined, top1
 from foveal.recipes._descriptors_editing import counter_biased, repaired
 
-Table = Mapping[str, Sequence[str]]
 
-
-def bare(run: Run, attribute: str) -> Table:
+def bare(run: Run, attribute: str) -> Descriptors:
     return {getattr(kind, attribute): [] for kind in run.shared(kinds)}
 
 
-def shuffled(run: Run, attribute: str) -> Table:
+def shuffled(run: Run, attribute: str) -> Descriptors:
     true = described(run, attribute)
     lists, shift = list(true.values()), 1 + int(run.rng("shift").integers(len(true) - 1))
     return dict(zip(true, lists[shift:] + lists[:shift], strict=True))
 
 
-def random_words(run: Run, attribute: str) -> Table:
+def random_words(run: Run, attribute: str) -> Descriptors:
     rng, nouns = run.rng("words"), list(SPRITE)
     true = described(run, attribute)
     return {name: [" ".join(rng.choice(nouns, len(d.split()))) for d in ds] for name, ds in true.items()}
 
 
-def by_smollm2(run: Run, attribute: str) -> Table:
+def by_smollm2(run: Run, attribute: str) -> Descriptors:
     """What it lists for each shape, under the names of all classes of that shape."""
     shapes = sorted({kind.shape for kind in run.shared(kinds)})
     asked = shapes[: run.size(len(shapes))]
@@ -52,7 +50,7 @@ def by_smollm2(run: Run, attribute: str) -> Table:
 def method(run: Run) -> dict[str, float]:
     found, (images, rows, _) = top1(run, described), run.shared(examined)
     named = classifier(run, described(run, "invented"))
-    why = [named.explain(row) for row in rows[:6]]
+    why = map(named.explain, rows[:6])
     said = [f"{one.class_name}: " + ", ".join(f"{text} {value:.2f}" for text, value in one.items) for one in why]
     run.figure("why.png", figures.picture_grid(images[:6], said, columns=3), "The class, and how well its words fit")
     return found
