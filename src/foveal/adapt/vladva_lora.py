@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class SoftPrompt(nn.Module):
 
         Raises ValueError for no ids and for ids outside the table.
         """
-        table = embedding.weight
+        table: Any = embedding.weight
         wanted = torch.as_tensor(ids, dtype=torch.long).flatten()
         if not len(wanted) or not 0 <= int(wanted.min()) <= int(wanted.max()) < len(table):
             raise ValueError(f"ids={wanted.tolist()} must be token ids within 0..{len(table) - 1}, at least one")
@@ -74,7 +75,8 @@ class LoRALinear(nn.Module):
             raise ValueError(f"dropout={dropout}: must lie in [0, 1)")
         self.base = base.requires_grad_(False)
         self.rank, self.alpha, self.enabled = rank, alpha, True
-        like = {"dtype": torch.promote_types(base.weight.dtype, torch.float32), "device": base.weight.device}
+        like: dict[str, Any] = {"dtype": torch.promote_types(base.weight.dtype, torch.float32)}
+        like["device"] = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **like))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)

@@ -64,8 +64,9 @@ def describe(
     missing = [name for name, texts in table.items() if not texts]
     if missing and lm is None:
         raise ValueError(f"descriptors has nothing for {_listed(missing)}: add it, or name a language model, --lm")
-    table, asked = dict(table), {"name": lm if missing else None, "asked": missing}
-    model = _opened(lm) if missing and lm else None
+    table = dict(table)
+    asked: dict[str, Any] = {"name": lm if missing else None, "asked": missing}
+    model: Any = _opened(lm) if missing and lm else None
     for number, name in enumerate(missing):
         watch(f"describing {name}", number, len(missing))
         table[name] = generate_descriptors([name], model, max_new_tokens=max_new_tokens)[name]

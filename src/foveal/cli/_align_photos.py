@@ -46,7 +46,7 @@ def find_photos(root: Path, n: int | None, watch: Watch) -> Photos:
     from foveal.data.folder import ImageFolder
 
     folder = ImageFolder(root)
-    names, captions, skipped = [], {}, dict[str, int]()
+    names, captions, skipped = list[str](), dict[str, str](), dict[str, int]()
     for place in range(len(folder)):
         if n is not None and len(names) == n:
             break

@@ -152,7 +152,7 @@ def _train(start: Any, taught: Sequence[Any], plan: list[Tuning], noise_step: in
         policy = adapted(model, tuning)
         noise = noise_step if number == 2 else None
         collate = PairCollator(start.opened.model.processor, tuning.max_length, noise_step=noise, seed=tuning.seed)
-        objective = POVIDObjective(policy, None, stage=number)
+        objective = POVIDObjective(policy, None, stage=1 if number == 1 else 2)
         start.losses[f"stage {number}"] = tuning.fit(
             objective, taught, collate, lambda model, batch: model(batch).loss, start.folder.work / f"stage{number}"
         )

@@ -75,7 +75,7 @@ def _preferences(model: Any, processor: Any, pairs: Pairs, size: int, watch: Wat
     """How often the preferred answer is the more likely one, as a whole and per token."""
     collate = PairCollator(processor)
     model.eval()
-    whole, each = [], []
+    whole, each = list[tuple[float, ...]](), list[tuple[float, ...]]()
     for start in range(0, len(pairs), size):
         watch("scoring held-out pairs", start, len(pairs))
         batch = {name: value.to(model.device) for name, value in collate(pairs[start : start + size]).items()}

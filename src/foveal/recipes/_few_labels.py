@@ -68,7 +68,7 @@ def class_features() -> Float[Tensor, "k d"]:
 
 def _shown(seed: int, counts: list[int]) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
     features = [
-        encoder().image_features(classify(seed, count, (name,), SCENES, first=1000 * k).images)
+        encoder().image_features(list(classify(seed, count, (name,), SCENES, first=1000 * k).images))
         for k, (name, count) in enumerate(zip(NAMES, counts, strict=True))
     ]
     return torch.cat(features), torch.arange(len(NAMES)).repeat_interleave(torch.tensor(counts))

@@ -67,9 +67,9 @@ def _told(run: Run, scenes: list[world.Scene], short: list[str]) -> Told:
 
 
 class Swap(NamedTuple):
-    """Of ``scenes[index]`` one text is true; the other has the same words in another order."""
+    """Of ``scenes[scene]`` one text is true; the other has the same words in another order."""
 
-    index: int
+    scene: int
     kind: str
     true: str
     false: str

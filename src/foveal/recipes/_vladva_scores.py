@@ -19,7 +19,7 @@ def scored(run: Run, images: Float[Tensor, "n d"], encode: Encode) -> dict[str, 
     found = {"r@1": recall_at_1(images, encode(data.short))}
     asked = swaps(data.scenes)
     texts = encode([text for swap in asked for text in (swap.true, swap.false)]).unflatten(0, (len(asked), 2))
-    cosines = F.cosine_similarity(images[[swap.index for swap in asked], None], texts, dim=-1)
+    cosines = F.cosine_similarity(images[[swap.scene for swap in asked], None], texts, dim=-1)
     right = (cosines[:, 0] > cosines[:, 1]).float()
     for kind in ("attributes", "relations"):
         mine = [i for i, swap in enumerate(asked) if swap.kind == kind]
