@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +34,9 @@ def examined(run: Run) -> tuple[UInt8[np.ndarray, "n h w 3"], Float[Tensor, "n d
     return images, run.shared(encoder).image_features(list(images)), torch.from_numpy(labels)
 
 
-def classifier(run: Run, descriptors: Descriptors, **options: object) -> DescriptionClassifier:
+def classifier(run: Run, descriptors: Descriptors, **options: Any) -> DescriptionClassifier:
     """Of pictures that are given by their features."""
-    return DescriptionClassifier(lambda rows: rows, run.shared(encoder).text_features, descriptors, **options)  # type: ignore[arg-type]
+    return DescriptionClassifier(lambda rows: rows, run.shared(encoder).text_features, descriptors, **options)
 
 
 def table_reader(run: Run, attribute: str) -> ScriptedLM:
@@ -60,7 +61,7 @@ def top1(
     run: Run,
     describe: Callable[[Run, str], Descriptors],
     attributes: Sequence[str] = ("common", "invented"),
-    **options: object,
+    **options: Any,
 ) -> dict[str, float]:
     """Percentage of the pictures whose class is found, under common names and under invented ones."""
     _, features, labels = run.shared(examined)

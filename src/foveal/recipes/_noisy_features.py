@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ def encoded(model: SmallCNN, pixels: Tensor) -> Float[Tensor, "n 256"]:
     return torch.cat([model.features(part) for part in pixels.split(500)])
 
 
-def percent_right(classifier: object, sets: Sets, names: Sequence[str]) -> float:
+def percent_right(classifier: Any, sets: Sets, names: Sequence[str]) -> float:
     """Mean accuracy over the named sets."""
-    scores = [(classifier.predict(sets[n][0]) == sets[n][1]).float().mean() for n in names]  # type: ignore[attr-defined]
+    scores = [(classifier.predict(sets[n][0]) == sets[n][1]).float().mean() for n in names]
     return 100 * float(torch.stack(scores).mean())
