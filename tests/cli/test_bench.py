@@ -153,3 +153,141 @@ def test_the_matrix_runs(capsys, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "--only", "matrix", "--smoke", "--out", "docs/results"])
     assert stopped.value.code == 2
+
+
+# The table of adapting ------------------------------------------------------------------------------------------------
+
+
+def kept(arms, **more):
+    """A result file with arms of (metrics, trained numbers, curves)."""
+    arms = {
+        name: {"metrics": metrics, "cost": {"trainable": trained}, "curves": curves, "control": False}
+        for name, (metrics, trained, curves) in arms.items()
+    }
+    facts = {"smoke": False, "seeds": [0, 1, 2], "date": "2026-01-01", "source": "abc", "claims": [], "controls": []}
+    return {"arms": arms, **facts, **more}
+
+
+def scores(on, mean, **more):
+    return {on: [mean - 1, mean, mean + 1], **{name: [value] * 3 for name, value in more.items()}}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Results of four of the ten methods, one of them without the trained numbers, one of them in part."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    names = ("random", "badge", "badge.pcb")
+    rounds = [[[12, 40.0], [24, 50.0]], [[12, 42.0], [24, 52.0]]]
+    bought = {"balanced accuracy": rounds}
+    arms = {
+        "svfit": {n: (scores("accuracy", 80 + i, trained=96 * i), 5000, {})
+                  for i, n in enumerate(("head", "full", "lora.8", "lora.1", "svfit"))},
+        "pcb": {"zero_shot": (scores("balanced accuracy", 30), 0, {}),
+                **{n: (scores("balanced accuracy", 50 + i), 6144, bought) for i, n in enumerate(names)}},
+        "nmtune": {n: (scores("OOD", 60 + i), None, {}) for i, n in enumerate(("lp", "mlp", "nmtune"))},
+        "dclip": {"dclip": (scores("invented top-1", 20.0), 9_000_000, {})},
+    }  # fmt: skip
+    for slug, of in arms.items():
+        (tmp_path / "foveal-results").mkdir(exist_ok=True)
+        (tmp_path / "foveal-results" / f"{slug}.json").write_text(json.dumps(kept(of, slug=slug)))
+    return tmp_path / "foveal-results"
+
+
+def test_the_table_of_adapting(results, capsys):
+    main(["bench", "--only", "adapt"])
+    text = capsys.readouterr().out
+    lines = [line.split() for line in text.splitlines()]
+    assert ["svfit", "lora.8", "82.0", "[79.5,", "84.5]", "400", "192"] in [line[:7] for line in lines]
+    assert ["pcb", "badge.pcb", "52.0", "[49.5,", "54.5]", "24", "6.14", "k"] in [line[:8] for line in lines]
+    assert ["dclip", "dclip", "20.0", "[17.5,", "22.5]", "0", "0"] in [line[:7] for line in lines]  # it trains nothing
+    assert ["nmtune", "mlp", "61.0", "[58.5,", "63.5]", "200", "–"] in [line[:7] for line in lines]
+    assert "stic: not measured yet, `foveal run stic`" in text
+    assert "nmtune: its result lacks trained of lp, trained of mlp, trained of nmtune" in text
+    assert "dclip: its result lacks name" in text
+    document = json.loads((results / "adapt.json").read_text())
+    assert document["missing"].keys() == {
+        "dclip",
+        "adaptclipzs",
+        "glov",
+        "llm_bbo",
+        "nmtune",
+        "vladva",
+        "povid",
+        "stic",
+    }
+    row = next(row for row in document["rows"] if row["arm"] == "random")
+    assert row["course"] == [[12, 41.0], [24, 51.0]]
+    page = (results / "adapt.md").read_text()
+    assert "| `svfit` | **svfit** | 84.0 [81.5, 86.5] | 400 | 384 |" in page
+    assert "(adapt.png)" in page
+    assert "- `stic`: not measured yet" in page
+    drawn = (results / "adapt.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+
+    other = json.loads((results / "svfit.json").read_text())
+    other["arms"]["svfit"]["metrics"]["trained"] = [7.0] * 3
+    (results / "svfit.json").write_text(json.dumps(other))
+    main(["bench", "--only", "adapt"])
+    assert (results / "adapt.png").read_bytes() != drawn
+
+
+def test_the_table_of_adapting_ends_its_stage(results, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "chosen", lambda stage, only: ["svfit", "pcb"])
+    monkeypatch.setattr(
+        bench, "attempt", lambda slug, smoke, out: ("reproduced", 1.0, "broken" if slug == "pcb" else "")
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--stage", "adapt"])
+    assert stopped.value.code == 1
+    assert "lora.8" in capsys.readouterr().out
+    assert (results / "adapt.md").is_file()
+
+
+def test_published_tables_of_adapting_lie_with_the_methods(results):
+    published = results.rename(results.parent / "results")
+    (results.parent / "docs").mkdir()
+    published.rename(results.parent / "docs" / "results")
+    main(["bench", "--only", "adapt", "--out", "docs/results"])
+    assert "(../results/adapt.png)" in Path("docs/methods/adapt.md").read_text()
+    assert Path("docs/results/adapt.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (None, ["--out", "empty"], "holds no result of dclip, "),
+        ("{", [], "svfit.json is no result of the lab"),
+        ('{"arms": {}}', [], "svfit.json is no result of the lab"),
+        (None, ["--smoke", "--out", "docs/results"], "a smoke run"),
+    ],
+)
+def test_bad_results_of_adapting_are_one_line(results, capsys, content, arguments, message):
+    if content is not None:
+        (results / "svfit.json").write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--only", "adapt", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (results / "adapt.json").exists()
+
+
+def test_the_table_of_adapting_knows_the_recipes():
+    """Arms and numbers of labels are those of the recipes."""
+    from foveal.cli._bench_adapt_figures import TASKS
+    from foveal.lab.recipe import load
+    from foveal.recipes import _fine_tuning, _povid_pairs, _preferences, _prompt_search, _species, _species_clip, stic
+    from foveal.recipes._vladva_scenes import LESSONS
+
+    for slug, task in TASKS.items():
+        assert task.arms.keys() <= load(slug).arms.keys(), slug
+    stated = {
+        "adaptclipzs": _species_clip.SHOTS * _species.SPECIES // 2,
+        "glov": 2 * len(_prompt_search.NOUNS),
+        "llm_bbo": len(_prompt_search.NOUNS),
+        "svfit": _fine_tuning.LABELS,
+        "vladva": LESSONS,
+        "povid": 2 * _povid_pairs.STEPS * _preferences.ROWS,
+        "stic": stic.STEPS * _preferences.ROWS,
+    }
+    assert {slug: list(TASKS[slug].arms.values())[-1][0] for slug in stated} == stated

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from foveal.catalog.loader import Stage
 from foveal.cli.run import OUT
 
-MATRIX = "matrix"
+MATRIX, ADAPT = "matrix", "adapt"
 
 
 def main(stage: Stage | None = None, only: str | None = None, smoke: bool = False, out: Path = OUT) -> None:
     """Run every recipe there is. After Ctrl-C the same command goes on where it stopped.
 
     Exit code 1 when a recipe failed; the others are run all the same. The stage pretrain ends in a matrix: every
-    objective on the same data, towers and steps, eight questions, with intervals, costs and a chart.
+    objective on the same data, towers and steps, eight questions, with intervals, costs and a chart. The stage adapt
+    ends in a table and a chart of accuracy against labels and against trained numbers.
 
     Args:
         stage: only papers of this stage.
-        only: only these papers, separated by commas; "matrix" is the matrix of pre-training alone.
+        only: only these papers, separated by commas; "matrix" is the matrix of pre-training alone, "adapt" the table of
+            adapting alone, from the results that are there.
         smoke: a couple of steps of every arm, to see that everything runs.
         out: folder for results, pictures and pages.
     """
-    rows = [] if only == MATRIX else [(slug, *attempt(slug, smoke, out)) for slug in chosen(stage, only)]
+    rows = [] if only in (MATRIX, ADAPT) else [(slug, *attempt(slug, smoke, out)) for slug in chosen(stage, only)]
 
     from rich.console import Console
 
@@ -34,10 +37,11 @@ def main(stage: Stage | None = None, only: str | None = None, smoke: bool = Fals
     if only == MATRIX or (stage == "pretrain" and only is None):
         from foveal.cli._bench_matrix import measure, print_matrix
 
-        result, written = measure(smoke, out)
-        print_matrix(console, result)
-        for path in written:
-            console.print(f"[dim]wrote[/] {path}", highlight=False, soft_wrap=True)
+        ended(console, print_matrix, *measure(smoke, out))
+    if only == ADAPT or (stage == "adapt" and only is None and not all(error for *_, error in rows)):
+        from foveal.cli._bench_adapt import print_summary, summarize
+
+        ended(console, print_summary, *summarize(smoke, out))
     if any(error for _, _, _, error in rows):
         raise SystemExit(1)
 
@@ -69,6 +73,13 @@ def attempt(slug: str, smoke: bool, out: Path) -> tuple[str, float, str]:
         return "failed", time.monotonic() - started, " ".join(f"{type(failure).__name__}: {failure}".split())
     word = "runs" if smoke else verdict(claim["verdict"] for claim in result["claims"])
     return word, time.monotonic() - started, ""
+
+
+def ended(console: Any, show: Callable[[Any, Any], None], result: dict[str, Any], written: list[Path]) -> None:
+    """Print what all the recipes of a stage came to, and where it is."""
+    show(console, result)
+    for path in written:
+        console.print(f"[dim]wrote[/] {path}", highlight=False, soft_wrap=True)
 
 
 def summary(rows: list[tuple[str, str, float, str]]) -> Any:
