@@ -1,9 +1,15 @@
+"""`foveal adapt pcb` on nano-clip, and where its labels come from."""
+
 import io
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
+from foveal.cli import _pictures, main
 from foveal.cli._adapt_pcb_labels import Asked, chosen, labels_of_csv
 
 NAMES = ["dog", "door", "owl"]
@@ -17,8 +23,6 @@ def test_answers_by_number_name_or_beginning():
 
 
 def pictures(folder, n=4):
-    from PIL import Image
-
     paths = [folder / f"{i}.png" for i in range(n)]
     for path in paths:
         Image.new("RGB", (8, 8), "red").save(path)
@@ -44,3 +48,110 @@ def test_bad_label_files_are_refused(tmp_path, text, says):
     (tmp_path / "l.csv").write_text(text)
     with pytest.raises(ValueError, match=says):
         labels_of_csv(tmp_path / "l.csv", NAMES, ["0.png", "1.png"])
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+THINGS = ("dog", "apple", "bus")
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What the bars of the command show, in the order of its happening."""
+    seen = []
+
+    @contextmanager
+    def progress():
+        seen.append("bar")
+        yield lambda what, done, total: seen.append((what, done, total))
+        seen.append("no bar")
+
+    monkeypatch.setattr(_pictures, "progress", progress)
+    return seen
+
+
+@pytest.fixture
+def pool(tmp_path, monkeypatch):
+    """Twelve pictures of the world in a folder, one that is none, and who is on them; the working folder."""
+    from foveal.data import world
+
+    shown = world.classify(3, 12, THINGS, world.WorldConfig(size=96, things=(1, 1), tint=0.0, sizes=("large",)))
+    (tmp_path / "pool" / "more").mkdir(parents=True)
+    rows = {}
+    for i, (image, label) in enumerate(zip(shown.images, shown.labels, strict=True)):
+        name = f"more/{i}.png" if i % 2 else f"{i}.png"
+        Image.fromarray(image).save(tmp_path / "pool" / name)
+        rows[name] = THINGS[label]
+    (tmp_path / "pool" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "classes.txt").write_text("\n".join(THINGS))
+    lines = ["image,label", *(f"{name},{label}" for name, label in rows.items())]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    return rows
+
+
+def run(capsys, oracle, *more):
+    """Exit code, standard output and standard error of ``foveal adapt pcb ...``."""
+    usual = ["--pool", "pool", "--classes", "classes.txt", "--oracle", oracle, "--epochs", 4, "--n-ctx", 2]
+    try:
+        main(["adapt", "pcb", *map(str, [*usual, "--gamma", 0.5, "--rounds", 2, *more])])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def test_a_folder_is_learnt_from_a_few_labels(pool, capsys, tmp_path, events):
+    code, text, error = run(capsys, "labels.csv", "-o", "out", "--json")
+    assert code == 0, error
+    report = json.loads(text)
+    assert (report["pictures"], sum(report["skipped"].values())) == (12, 1)
+    assert [row["labels"] for row in report["rounds"]] == [3, 6]
+    assert sum(report["labels"].values()) == 6
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {row["image"] for row in rows} == set(pool)
+    bought = [row for row in rows if row["labelled"]]
+    assert len(bought) == 6
+    assert all(row["class"] == pool[row["image"]] for row in bought)
+    assert sum(row["class"] == pool[row["image"]] for row in rows) >= 9
+    assert load_file(tmp_path / "out" / "context.safetensors")["ctx"].shape[:2] == (3, 2)
+    learning = [event for event in events if event[0] == "learning, rounds"]
+    assert learning == [("learning, rounds", 0, 2), ("learning, rounds", 1, 2)]
+    assert events.count("bar") == 2  # one for the pictures, one for all rounds
+
+    code, text, _ = run(capsys, "labels.csv", "-o", "out", "--plain", "--method", "entropy", "--epochs", 1)
+    assert code == 0
+    assert "12 pictures, 3 classes; left out: 1" in text
+
+
+def test_no_bar_while_somebody_is_asked(pool, capsys, tmp_path, events, monkeypatch):
+    class Lines(io.StringIO):
+        def readline(self, size=-1):
+            events.append("asked")
+            return super().readline(size)
+
+    monkeypatch.setattr("sys.stdin", Lines("1\n2\n3\n" * 2))
+    code, _, error = run(capsys, "ask", "-o", "out")
+    assert code == 0, error
+    assert len(json.loads((tmp_path / "out" / "labels.json").read_text())) == 6
+    happened = [event if isinstance(event, str) else "step" for event in events]
+    rounds = happened[happened.index("no bar") + 1 :]
+    assert rounds == ["asked"] * 3 + ["bar", "step", "no bar"] + ["asked"] * 3 + ["bar", "step", "no bar"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["labels.txt"], "oracle='labels.txt'"),
+        (["labels.csv", "--rounds", 0], "rounds=0"),
+        (["labels.csv", "--gamma", 2], "gamma=2"),
+        (["labels.csv", "--model", "nano-llava"], "nano-llava"),
+        (["labels.csv", "--pool", "nowhere"], "nowhere"),
+        (["nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_bad_input_is_one_line(pool, capsys, tmp_path, arguments, message):
+    code, _, error = run(capsys, *arguments, "-o", "out")
+    assert (code, error.count("\n")) == (2, 1)
+    assert message in error
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -79,20 +82,47 @@ def _adapt(
     with progress() as watch:
         encoder, features, keys, paths, skipped = _features(model, pool, device, batch_size, watch)
     labels: Any = Asked(out, names, keys, paths) if oracle == "ask" else labels_of_csv(Path(oracle), names, keys)
+    result = _learn(encoder, features, names, labels, oracle == "ask", learner, asking)
+    report = {"model": model, "pictures": len(keys), "skipped": skipped, **_write(out, names, keys, features, result)}
+    _show(report | {"settings": {**asking, **learner}}, names, out, json)
+
+
+def _learn(
+    encoder: Any,
+    features: Any,
+    names: list[str],
+    labels: Callable[[Any], list[int]],
+    asked: bool,
+    learner: dict[str, Any],
+    asking: dict[str, Any],
+) -> Any:
+    """All rounds, behind a bar that goes away while somebody is ``asked``."""
     import torch
 
     from foveal.adapt.pcb import CoOpLearner, active_prompt_learning
+    from foveal.cli._pictures import progress
 
-    result = active_prompt_learning(
-        lambda: CoOpLearner(encoder, names, **learner),
-        features,
-        labels,
-        num_classes=len(names),
-        generator=torch.Generator().manual_seed(learner["seed"]),
-        **asking,
-    )
-    report = {"model": model, "pictures": len(keys), "skipped": skipped, **_write(out, names, keys, features, result)}
-    _show(report | {"settings": {**asking, **learner}}, names, out, json)
+    done, watch = count(), None
+    with ExitStack() as bar:
+
+        def oracle(indices: Any) -> list[int]:
+            nonlocal watch
+            if asked:
+                bar.close()
+            found = labels(indices)
+            if asked or watch is None:
+                watch = bar.enter_context(progress())
+            watch("learning, rounds", next(done), asking["rounds"])
+            return found
+
+        return active_prompt_learning(
+            lambda: CoOpLearner(encoder, names, **learner),
+            features,
+            oracle,
+            num_classes=len(names),
+            generator=torch.Generator().manual_seed(learner["seed"]),
+            **asking,
+        )
 
 
 def _features(model: str, pool: Path, device: str, batch_size: int, watch: Any) -> tuple[Any, Any, Any, Any, Any]:
