@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from evaluate.tiny import save_clip
 from PIL import Image
+from test_docs_commands import foveal_arguments
 
 from foveal.cli import main
 
@@ -63,6 +64,18 @@ def test_tunes_tells_and_saves(clip, files, capsys):
     again = json.loads(text)
     assert again["pictures"] == 4
     assert again["before"] is None
+
+
+def test_the_command_of_the_docs_runs(clip, files, capsys, monkeypatch):
+    printed = [arguments for arguments in foveal_arguments() if arguments[:2] == ("adapt", "adaptclipzs")]
+    assert printed
+    monkeypatch.chdir(files)
+    for _, _, *arguments in printed:
+        arguments[arguments.index("--model") + 1] = str(clip)
+        code, text, error = run(capsys, *arguments, "--epochs", 1)
+        assert code == 0, error
+        assert "wrote" in text
+    assert sorted(path.name for path in (files / "tuned").iterdir()) == ["model", "report.json"]
 
 
 def test_the_test_is_among_the_classes_named(clip, files, capsys):
