@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from foveal.train.batches import Batches, batches_of
 from foveal.train.checkpoint import latest_checkpoint, load_checkpoint, remove_leftovers, save_checkpoint
 from foveal.train.config import FitConfig
+from foveal.train.flops import FlopCounter
 from foveal.train.guard import NonFiniteLoss, StopRequest, private_randomness, seed_step
-from foveal.train.meters import Meter, flop_counter
+from foveal.train.meters import Meter
 from foveal.train.muon import muon
 from foveal.train.objective import Loss, Objective, training_mode
 from foveal.train.optim import adamw
@@ -221,7 +222,7 @@ class _Run:
 
         step, accelerator = self.done, self.accelerator
         seed_step(accelerator.device, self.seed, step, self.rank)
-        counter = None if self.flops_per_step else flop_counter()
+        counter = None if self.flops_per_step else FlopCounter()
         outputs, used = [], []
         with counter or nullcontext():
             for _ in range(self.config.accumulate):
@@ -237,7 +238,7 @@ class _Run:
         self.stepper.step()
         self.optimizer.zero_grad(set_to_none=True)
         if counter is not None:
-            self.flops_per_step = max(1, counter.get_total_flops())
+            self.flops_per_step = max(1, counter.total)
         if self.config.after_step is not None:
             with torch.no_grad():
                 self.config.after_step(self.model)

@@ -3,14 +3,13 @@
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 import psutil
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from foveal.train.flops import FlopCounter
 
 
 def count_parameters(model: nn.Module, trainable: bool = False) -> int:
@@ -26,14 +25,14 @@ class Meter:
         peak_memory_bytes: by how much the process grew at most (resident memory, sampled 50 times a second and
             corrected by the system's own high-water mark), or CUDA's allocator where ``device`` is a CUDA device.
         flops: floating-point operations of matrix products, convolutions and attention, forward and backward, as
-            `torch.utils.flop_counter` counts them; 0 unless asked for with ``flops=True``, since counting is slow.
+            `foveal.train.flops` counts them; 0 unless asked for with ``flops=True``, since counting is slow.
     """
 
     def __init__(self, flops: bool = False, device: torch.device | str = "cpu") -> None:
         self.seconds = 0.0
         self.peak_memory_bytes = 0
         self.flops = 0
-        self._counter = flop_counter() if flops else None
+        self._counter = FlopCounter() if flops else None
         self._device = torch.device(device)
         self._memory = _CudaMemory(self._device) if self._device.type == "cuda" else _HostMemory()
 
@@ -52,7 +51,7 @@ class Meter:
         self.seconds = time.perf_counter() - self._started
         if self._counter is not None:
             self._counter.__exit__(kind, error, trace)
-            self.flops = self._counter.get_total_flops()
+            self.flops = self._counter.total
         self.peak_memory_bytes = self._memory.growth()
 
 
@@ -103,19 +102,3 @@ def high_water_mark() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def flop_counter() -> FlopCounterMode:
-    """torch's counter, told about the attention kernel of CPUs, which it leaves out."""
-
-    def forward(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    def backward(gradient: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **n: Any) -> int:
-        return sdpa_backward_flop_count(gradient, query, key, value)
-
-    kernels: dict[Any, Callable[..., int]] = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
-    return FlopCounterMode(display=False, custom_mapping=kernels)
