@@ -4,6 +4,22 @@ import pytest
 from PIL import Image
 
 
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """Folder of a tiny random CLIP."""
+    from evaluate.tiny import save_clip
+
+    return save_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory):
+    """Folder of a tiny random LLaVA."""
+    from evaluate.tiny import save_llava
+
+    return save_llava(tmp_path_factory.mktemp("models") / "llava")
+
+
 @pytest.fixture
 def loaded(monkeypatch, eyes, zero_shot):
     """The commands get the parts at once."""

@@ -4,42 +4,30 @@ import json
 
 import numpy as np
 import pytest
-from evaluate.tiny import save_clip
-from PIL import Image
 from test_docs_commands import foveal_arguments
 
-from foveal.cli import main
+from .adapting import call, coloured, csv_of
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30)}
 
 
 def run(capsys, *arguments):
-    """Exit code, standard output and standard error of ``foveal adapt adaptclipzs ...``."""
-    try:
-        main(["adapt", "adaptclipzs", *map(str, arguments)])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return save_clip(tmp_path_factory.mktemp("tiny") / "clip")
+    return call(capsys, "adaptclipzs", *arguments)
 
 
 @pytest.fixture
 def files(tmp_path):
     rng = np.random.default_rng(0)
-    rows = {"train": [], "test": []}
+    train, test = {}, {}
     for label, colour in COLOURS.items():
         for i in range(4):
-            pixels = (np.array(colour) + rng.integers(-20, 20, (32, 32, 3))).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / f"{label}{i}.png")
-            rows["test" if i == 3 else "train"].append(f"{label}{i}.png,{label}")
-    for name, lines in rows.items():
-        kept = [line for line in lines if name == "test" or not line.endswith("green")]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["image,label", *kept]) + "\n")
+            coloured(colour, 32, rng).save(tmp_path / f"{label}{i}.png")
+            if i == 3:
+                test[f"{label}{i}.png"] = label
+            elif label != "green":
+                train[f"{label}{i}.png"] = label
+    (tmp_path / "train.csv").write_text(csv_of(train))
+    (tmp_path / "test.csv").write_text(csv_of(test))
     bags = {label: [f"a photo of {label}", f"{label} all over"] for label in COLOURS}
     (tmp_path / "captions.json").write_text(json.dumps(bags))
     return tmp_path

@@ -5,8 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from foveal.cli import main
-from foveal.data import world
+from .adapting import call, csv_of, draw_things
 
 NOUNS = ("dog", "apple", "bus")
 FIRST = "a photo of a <category>."
@@ -18,26 +17,11 @@ SIZES = {
 }
 
 
-def run(capsys, *arguments):
-    """Exit code, standard output and standard error of ``foveal adapt ...``."""
-    try:
-        main(["adapt", *map(str, arguments)])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """few.csv of nine pictures, two scripts, a pool; the working folder."""
-    shown = world.classify(3, 9, NOUNS, world.WorldConfig(size=96, tint=0.0))
-    rows = ["image,label"]
-    (tmp_path / "pictures").mkdir()
-    for i, (image, label) in enumerate(zip(shown.images, shown.labels, strict=True)):
-        Image.fromarray(image).save(tmp_path / "pictures" / f"{i}.png")
-        rows.append(f"pictures/{i}.png,{NOUNS[label]}")
-    (tmp_path / "few.csv").write_text("\n".join(rows) + "\n")
+    labels = draw_things(tmp_path, [f"pictures/{i}.png" for i in range(9)], NOUNS)
+    (tmp_path / "few.csv").write_text(csv_of(labels))
     for method, replies in REPLIES.items():
         (tmp_path / f"{method}.json").write_text(json.dumps(replies))
     (tmp_path / "pool.txt").write_text("a {}\nthe {}\n\nmy {}\none {} on grass\n{}\n")
@@ -52,7 +36,7 @@ def arguments(method, **more):
 
 @pytest.mark.parametrize("method", ["glov", "llm_bbo"])
 def test_finds_prompts_and_goes_on(method, folder, capsys):
-    code, text, _ = run(capsys, *arguments(method, test="few.csv"))
+    code, text, _ = call(capsys, *arguments(method, test="few.csv"))
     assert code == 0
     assert "ensemble" in text
     out = folder / method
@@ -72,11 +56,11 @@ def test_finds_prompts_and_goes_on(method, folder, capsys):
     journal["replies"], journal["scores"] = journal["replies"][:3], {}
     (out / "journal.json").write_text(json.dumps(journal))
     (folder / f"{method}.json").write_text(json.dumps(REPLIES[method][3:]))
-    code, text, _ = run(capsys, *arguments(method, test="few.csv"), "--json")
+    code, text, _ = call(capsys, *arguments(method, test="few.csv"), "--json")
     assert code == 0
     assert json.loads(text) == document
 
-    code, _, error = run(capsys, *arguments(method, seed=1))
+    code, _, error = call(capsys, *arguments(method, seed=1))
     assert code == 2
     assert "other settings (seed)" in error
 
@@ -86,7 +70,7 @@ def test_rows_that_cannot_be_used_are_counted(folder, capsys):
     with (folder / "few.csv").open("a") as file:
         file.write("broken.png,dog\nnowhere.png,dog\npictures/0.png,wug\n")
     (folder / "classes.txt").write_text("\n".join((*NOUNS, "polar_bear")))
-    code, _, error = run(capsys, *arguments("glov", classes="classes.txt"))
+    code, _, error = call(capsys, *arguments("glov", classes="classes.txt"))
     assert code == 0
     for said in ("1 rows skipped: unknown label", "1 rows skipped: not an image", "1 rows skipped: missing file"):
         assert said in error
@@ -95,7 +79,7 @@ def test_rows_that_cannot_be_used_are_counted(folder, capsys):
 
 def test_a_language_model_that_says_nothing(folder, capsys):
     (folder / "glov.json").write_text(json.dumps(["", "\n", "I cannot.", "{}"]))
-    code, text, error = run(capsys, *arguments("glov"))
+    code, text, error = call(capsys, *arguments("glov"))
     assert code == 0
     assert "no reply was a template" in error
     assert FIRST in text
@@ -124,7 +108,7 @@ def test_bad_input_is_one_line_and_code_2(files, more, message, folder, capsys):
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
-    code, _, error = run(capsys, *arguments("glov", **more))
+    code, _, error = call(capsys, *arguments("glov", **more))
     assert code == 2
     assert message in error
     assert error.count("\n") <= 2
@@ -132,6 +116,6 @@ def test_bad_input_is_one_line_and_code_2(files, more, message, folder, capsys):
 
 def test_a_pool_with_a_broken_template(folder, capsys):
     (folder / "pool.txt").write_text("a {}\nthe {name}\n")
-    code, _, error = run(capsys, *arguments("llm_bbo"))
+    code, _, error = call(capsys, *arguments("llm_bbo"))
     assert code == 2
     assert "pool.txt holds 'the {name}'" in error

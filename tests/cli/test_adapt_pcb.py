@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from foveal.cli import _pictures, main
+from foveal.cli import _pictures
 from foveal.cli._adapt_pcb_labels import Asked, chosen, labels_of_csv
+
+from .adapting import call, csv_of, draw_things
 
 NAMES = ["dog", "door", "owl"]
 
@@ -73,32 +75,18 @@ def events(monkeypatch):
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
     """Twelve pictures of the world in a folder, one that is none, and who is on them; the working folder."""
-    from foveal.data import world
-
-    shown = world.classify(3, 12, THINGS, world.WorldConfig(size=96, things=(1, 1), tint=0.0, sizes=("large",)))
-    (tmp_path / "pool" / "more").mkdir(parents=True)
-    rows = {}
-    for i, (image, label) in enumerate(zip(shown.images, shown.labels, strict=True)):
-        name = f"more/{i}.png" if i % 2 else f"{i}.png"
-        Image.fromarray(image).save(tmp_path / "pool" / name)
-        rows[name] = THINGS[label]
+    files = [f"more/{i}.png" if i % 2 else f"{i}.png" for i in range(12)]
+    rows = draw_things(tmp_path / "pool", files, THINGS, things=(1, 1), sizes=("large",))
     (tmp_path / "pool" / "broken.png").write_bytes(b"no picture")
     (tmp_path / "classes.txt").write_text("\n".join(THINGS))
-    lines = ["image,label", *(f"{name},{label}" for name, label in rows.items())]
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    (tmp_path / "labels.csv").write_text(csv_of(rows))
     monkeypatch.chdir(tmp_path)
     return rows
 
 
 def run(capsys, oracle, *more):
-    """Exit code, standard output and standard error of ``foveal adapt pcb ...``."""
     usual = ["--pool", "pool", "--classes", "classes.txt", "--oracle", oracle, "--epochs", 4, "--n-ctx", 2]
-    try:
-        main(["adapt", "pcb", *map(str, [*usual, "--gamma", 0.5, "--rounds", 2, *more])])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
+    return call(capsys, "pcb", *usual, "--gamma", 0.5, "--rounds", 2, *more)
 
 
 def test_a_folder_is_learnt_from_a_few_labels(pool, capsys, tmp_path, events):

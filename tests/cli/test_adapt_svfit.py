@@ -5,31 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from evaluate.tiny import save_clip
 from peft import PeftModel
-from PIL import Image
 from transformers import CLIPModel, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 import foveal.adapt.svfit_peft
-from foveal.cli import main
 from foveal.cli._adapt_svfit_pictures import split
+
+from .adapting import call, coloured
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230)}
 
 
 def run(capsys, *arguments):
-    """Exit code, standard output and standard error of ``foveal adapt svfit ...``."""
-    try:
-        main(["adapt", "svfit", *map(str, arguments)])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return save_clip(tmp_path_factory.mktemp("clip"))
+    return call(capsys, "svfit", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +38,7 @@ def photos(tmp_path):
     for name, colour in COLOURS.items():
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(6):
-            noise = rng.integers(-20, 20, (20, 20, 3))
-            picture = Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
-            picture.save(tmp_path / "photos" / name / f"{number}.png")
+            coloured(colour, 20, rng).save(tmp_path / "photos" / name / f"{number}.png")
     (tmp_path / "photos" / "red" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     return tmp_path / "photos"
 

@@ -2,29 +2,18 @@ import json
 
 import numpy as np
 import pytest
-from evaluate.tiny import save_llava
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from foveal.adapt.vladva_encoder import VladvaEncoder
-from foveal.cli import main
+
+from .adapting import call
 
 LONG = "There is a red dog. " * 8
 
 
 def run(capsys, *arguments):
-    """Exit code, standard output and standard error of ``foveal adapt vladva ...``."""
-    try:
-        main(["adapt", "vladva", *map(str, arguments)])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    return save_llava(tmp_path_factory.mktemp("models") / "llava")
+    return call(capsys, "vladva", *arguments)
 
 
 @pytest.fixture

@@ -8,15 +8,18 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
     from torch import Tensor
 
     from foveal.adapt.base_search import Chat, SearchJournal
+    from foveal.cli._adapt_search_options import SearchOptions
+    from foveal.evaluate.models import Opened
 
 Watch = Callable[[str, int, int], None]
+Given = TypeVar("Given", bound="SearchOptions")
 BEST = 3
 """Prompts of an ensemble."""
 UNKNOWN = "unknown label"
@@ -44,7 +47,31 @@ class Shots:
         return hashlib.sha256(content).hexdigest()[:16]
 
 
-def dual_encoder(model: str, device: str, batch_size: int) -> Any:
+def carry_out(given: Given, search: Callable[[Given, Watch], dict[str, Any]]) -> None:
+    """The search, which gives a `report`, behind a bar; the report in its folder, and as a table or as JSON."""
+    from foveal.cli._pictures import progress
+
+    with progress() as watch:
+        document = search(given, watch)
+        written = write_report(given.out, document)
+    if given.json:
+        from foveal.cli import print_json
+
+        print_json(document)
+    else:
+        show(document, written)
+
+
+def material(given: SearchOptions, watch: Watch) -> tuple[Opened, Shots, Shots | None]:
+    """The model, the pictures to search on, and those to test on."""
+    names = None if given.classes is None else read_classes(given.classes)
+    opened = dual_encoder(given.model, given.device, given.batch_size)
+    shots = read_shots(given.train, opened.model, names, watch)
+    tests = None if given.test is None else read_shots(given.test, opened.model, shots.classes, watch)
+    return opened, shots, tests
+
+
+def dual_encoder(model: str, device: str, batch_size: int) -> Opened:
     """An `Opened` CLIP, SigLIP or the like; ValueError for any other kind."""
     from foveal.evaluate.models import open_model
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+
+from foveal.cli._align_options import AlignOptions
 
 if TYPE_CHECKING:
     from foveal.cli._align_folder import Folder, Watch
@@ -17,89 +20,57 @@ if TYPE_CHECKING:
 TEMPERATURE, LONGEST = 0.2, 256
 
 
-def stic(
-    images: Path,
-    model: str = "nano-llava",
-    out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("stic"),
-    questions: Path | None = None,
-    n: int | None = None,
-    stage1_epochs: float = 1.0,
-    stage2_epochs: float = 1.0,
-    alpha: float = 1 / 1024,
-    lr: float = 5e-6,
-    stage2_lr: float = 2e-5,
-    rank: int = 16,
-    batch_size: int = 4,
-    max_length: int = 1024,
-    held_out: float = 0.1,
-    tasks: tuple[str, ...] = (),
-    task_n: int | None = None,
-    task_data: Path | None = None,
-    task_images: Path | None = None,
-    merge: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    json: bool = False,
-) -> None:
-    """STIC: a vision-language model describes unlabelled photos well and badly, and learns to prefer the good.
-
-    With --questions it then answers old questions with its own descriptions in front (stage 2). Writes
-    OUT/preferences.json (the form of POVID's release), OUT/adapter (a LoRA of peft), a report of held-out pairs and
-    tasks before and after, and a picture of pairs. After Ctrl-C the same command goes on where it was.
+@dataclass(frozen=True, kw_only=True)
+class SticOptions(AlignOptions):
+    """Those of `stic`.
 
     Args:
-        images: folder of photos.
-        model: nano-llava, a folder made by save_pretrained, or a hub id of a LLaVA-like model.
         out: folder for what is written.
         questions: LLaVA's JSON of questions and answers about pictures in the same folder; without it there is no
             stage 2.
-        n: so many photos at most.
         stage1_epochs: passes over the pairs.
         stage2_epochs: passes over the questions.
         alpha: weight of the chosen description's own likelihood.
         lr: peak learning rate of stage 1; the paper takes 1e-7 for 6,000 photos.
         stage2_lr: of stage 2.
         rank: of the adapter (the paper: 128).
-        batch_size: pairs a step, and most questions at once.
-        max_length: tokens of picture, prompt and answer.
-        held_out: share of the pairs that is only measured on.
-        tasks: of foveal eval, taken before and after: world-existence, world-caption, pope, chair …
-        task_n: items of each task.
-        task_data: file or folder for pope and chair.
-        task_images: their pictures.
-        merge: also write OUT/model, the checkpoint with the adapter in its weights.
-        device: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.
-        dtype: auto, float32, bfloat16 or float16.
         seed: of prompts, corruptions, sampling, the held-out pairs and training.
-        json: print the report as one JSON document.
+    """
+
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("stic")
+    questions: Path | None = None
+    stage1_epochs: float = 1.0
+    stage2_epochs: float = 1.0
+    alpha: float = 1 / 1024
+    lr: float = 5e-6
+    stage2_lr: float = 2e-5
+    rank: int = 16
+    seed: int = 0
+
+
+def stic(given: Annotated[SticOptions, tyro.conf.arg(name="")]) -> None:
+    """STIC: a vision-language model describes unlabelled photos well and badly, and learns to prefer the good.
+
+    With --questions it then answers old questions with its own descriptions in front (stage 2). Writes
+    OUT/preferences.json (the form of POVID's release), OUT/adapter (a LoRA of peft), a report of held-out pairs and
+    tasks before and after, and a picture of pairs. After Ctrl-C the same command goes on where it was.
     """
     from foveal.cli._pictures import progress
 
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
-    for free in ("out", "json", "merge", "device", "progress"):
-        settings.pop(free)
     with progress() as watch:
         watch("loading", 0, 1)
         from foveal.align.base import check_weights
-        from foveal.cli._align_report import Exam, finish
-        from foveal.cli._align_start import begin
-        from foveal.cli._align_train import Tuning
+        from foveal.cli._align_report import finish
+        from foveal.cli._align_start import begin, exam_of, tuning
 
-        check_weights(alpha=alpha)
-        shared = (batch_size, lr, rank, max_length, seed)
-        plan = Tuning(stage1_epochs, *shared), Tuning(stage2_epochs, batch_size, stage2_lr, *shared[2:])
-        exam = Exam(tasks, task_n, task_data, task_images, seed)
-        asked = _questions(questions, images)
-        start = begin(
-            images, n, model, out, {"method": "stic", **settings}, (device, dtype, batch_size), held_out, watch
-        )
-        rows = _rows(start.folder, start.photos, start.opened, seed, batch_size, watch)
-        report = start.run(
-            rows, held_out, exam, lambda taught: _train(start, taught, asked, plan, alpha, watch), merge, watch
-        )
+        check_weights(alpha=given.alpha)
+        plan = tuning(given, given.stage1_epochs, given.lr), tuning(given, given.stage2_epochs, given.stage2_lr)
+        exam, asked = exam_of(given), _questions(given.questions, given.images)
+        start = begin(given, "stic", watch)
+        rows = _rows(start.folder, start.photos, start.opened, given.seed, given.batch_size, watch)
+        report = start.run(rows, exam, lambda taught: _train(start, taught, asked, plan, given.alpha, watch), watch)
     report["questions"] = len(asked)
-    finish(start.folder, report, start.photos, rows, json)
+    finish(start.folder, report, start.photos, rows, given.json)
 
 
 def _questions(file: Path | None, images: Path) -> list[tuple[str, dict[str, Any]]]:
