@@ -6,7 +6,7 @@ merged.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,12 +22,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from foveal.adapt.adaptclipzs import BagFineTuner
 from foveal.adapt.base_coop import CoOpLearner
-from foveal.adapt.baselines import CLIPAdapter, TipAdapterF
+from foveal.adapt.baselines import ONE_TEMPLATE, CLIPAdapter, LinearProbe, TipAdapter, TipAdapterF, ZeroShot
+from foveal.adapt.baselines_templates import IMAGENET_TEMPLATES
 from foveal.adapt.nmtune import NMTuneClassifier
 from foveal.adapt.svfit import apply_svfit, load_svfit_state_dict, merge_svfit, svfit_state_dict
 from foveal.adapt.svfit_peft import SVFitConfig
 from foveal.adapt.vladva import VladvaModel
+from foveal.adapt.vladva_lora import add_lora, merge_lora
 from foveal.nn.cosine import unit_rows
+from foveal.nn.zero_shot import build_zero_shot_classifier
 from foveal.zoo import nano
 
 from . import vladva_pair
@@ -51,6 +54,10 @@ class Estimator:
     """Arguments of fit with a value that it must refuse."""
     seed: str | None = None
     """Parameter that holds the seed; None: it is among the arguments of fit."""
+    draws: bool = True
+    """False: nothing in it is random, no seed makes a difference."""
+    needs_fit: bool = True
+    """False: it answers without."""
 
     def fitted(self, seed: int = 0, estimator: Any = None) -> Any:
         estimator = self.build() if estimator is None else estimator
@@ -113,10 +120,7 @@ def _bags(seed: int) -> dict[str, Any]:
     return {"images": pictures(), "class_ids": torch.tensor(IDS), "captions": BAGS, "generator": generator}
 
 
-FEATURES = np.repeat(4 * np.eye(3, 6, dtype=np.float32), 10, 0) + np.random.default_rng(0).normal(
-    0, 0.5, (30, 6)
-).astype(np.float32)
-CLASSES = np.repeat([0, 1, 2], 10)
+NAMES = ("red", "blue", "green")
 
 
 def rows() -> tuple[Tensor, Tensor]:
@@ -129,8 +133,10 @@ def centres() -> Tensor:
     return 5 * torch.eye(3, 8)
 
 
-def few_labels(name: str, build: Callable[[], Any], bad: Mapping[str, Any]) -> Estimator:
-    """A `FeatureClassifier` with a seed."""
+def few_labels(
+    name: str, build: Callable[[], Any], bad: Mapping[str, Any], draws: bool = True, needs_fit: bool = True
+) -> Estimator:
+    """A `FeatureClassifier`, with a seed if it ``draws``."""
     return Estimator(
         name,
         build,
@@ -143,8 +149,20 @@ def few_labels(name: str, build: Callable[[], Any], bad: Mapping[str, Any]) -> E
             ("y", torch.zeros(29, dtype=torch.int64)),
             ("X", torch.full((30, 8), nan)),
         ),
-        seed="seed",
+        seed="seed" if draws else None,
+        draws=draws,
+        needs_fit=needs_fit,
     )
+
+
+def named(templates: tuple[str, ...]) -> Tensor:
+    """Class features by a text tower that finds the class in a prompt, and is a little moved by the rest of it."""
+
+    def encode(texts: list[str]) -> Tensor:
+        found = torch.stack([centres()[[name in text for name in NAMES].index(True)] for text in texts])
+        return found + torch.tensor([[len(text) % 7 / 7] for text in texts])
+
+    return build_zero_shot_classifier(encode, NAMES, templates)
 
 
 ESTIMATORS = [
@@ -166,27 +184,26 @@ ESTIMATORS = [
     ),
     Estimator(
         "nmtune",
-        lambda: NMTuneClassifier(3, lr=1e-2, epochs=15),
-        fit_on=lambda seed: {"features": FEATURES, "labels": CLASSES},
-        asked=lambda: {"X": FEATURES},
-        truth=lambda: CLASSES,
-        bad_settings={"epochs": 0, "batch_size": 1, "lr": -1.0, "k": 9, "seed": -1},
-        bad_data=(("labels", CLASSES + 1), ("features_second_view", FEATURES[:4])),
-        seed="seed",
-    ),
-    Estimator(
-        "nmtune",
         lambda: NMTuneClassifier(3, epochs=20, lr=1e-2, batch_size=16),
         fit_on=lambda seed: {"features": rows()[0].numpy(), "labels": rows()[1].numpy()},
         asked=lambda: {"X": rows()[0].numpy()},
         truth=lambda: rows()[1].numpy(),
-        bad_settings={"num_classes": 1, "method": "magic", "epochs": 0, "lr": 0.0, "batch_size": 1, "k": 0, "ratio": 0},
+        bad_settings={
+            "num_classes": 1,
+            "method": "magic",
+            "epochs": 0,
+            "lr": 0.0,
+            "batch_size": 1,
+            "k": 9,
+            "ratio": 0,
+            "seed": -1,
+        },
         bad_data=(("labels", np.full(30, 3)), ("features_second_view", np.ones((29, 8)))),
         seed="seed",
     ),
     few_labels(
         "coop",
-        lambda: CoOpLearner(tiny_clip(), ("red", "blue", "green"), epochs=40, n_ctx=4),
+        lambda: CoOpLearner(tiny_clip(), NAMES, epochs=40, n_ctx=4),
         {
             "epochs": 0,
             "lr": 0.0,
@@ -205,6 +222,17 @@ ESTIMATORS = [
         "tip-adapter-f",
         lambda: TipAdapterF(unit_rows(centres()), batch_size=8, scale=2.0),
         {"epochs": 0, "batch_size": 0, "alpha": -1.0, "beta": 0.0},
+    ),
+    few_labels(
+        "tip-adapter",
+        lambda: TipAdapter(unit_rows(centres()), scale=2.0),
+        {"alpha": -1.0, "beta": 0.0},
+        draws=False,
+    ),
+    few_labels("linear-probe", lambda: LinearProbe(3), {"C": -1.0}, draws=False),
+    *(
+        few_labels(f"zero-shot-{len(templates)}", partial(ZeroShot, named(templates)), {}, draws=False, needs_fit=False)
+        for templates in (ONE_TEMPLATE, IMAGENET_TEMPLATES)
     ),
 ]
 
@@ -227,6 +255,7 @@ def vladva(model: nn.Module, rank: int = 2, prompt: tuple[int, ...] = (7, 8, 9))
     return VladvaModel(model, prompt, (10, 11), rank=rank, generator=torch.Generator().manual_seed(1))
 
 
+FACTORS = ("lora_A", "lora_B")
 ADAPTERS = [
     Adapter(
         "svfit",
@@ -258,11 +287,27 @@ ADAPTERS = [
         strict=False,
     ),
     Adapter(
+        "lora",
+        tiny_llama,
+        attach=lambda model: (add_lora(model, 2, generator=torch.Generator().manual_seed(1)), model)[1],
+        run=logits,
+        trains=lambda name: name.endswith(FACTORS),
+        merge=lambda model: (merge_lora(model), model)[1],
+        state=lambda model: {n: p.detach().clone() for n, p in model.named_parameters() if n.endswith(FACTORS)},
+        load=lambda model, state: model.load_state_dict(state, strict=False),
+        bad=(
+            (lambda model: add_lora(model, 0), "rank=0"),
+            (lambda model: add_lora(model, 2, dropout=1.0), "dropout=1.0"),
+        ),
+        rate=10.0,
+        strict=False,
+    ),
+    Adapter(
         "vladva",
         lambda: tiny.model.__wrapped__("llava"),
         attach=lambda model: vladva(model, rank=2),
         run=lambda model: logits(model.lvlm if isinstance(model, VladvaModel) else model),
-        trains=lambda name: name.endswith((".tokens", "logit_scale", "lora_A", "lora_B")),
+        trains=lambda name: name.endswith((".tokens", "logit_scale", *FACTORS)),
         merge=lambda model: model.merge(),
         state=VladvaModel.adapter_state_dict,
         load=VladvaModel.load_adapter_state_dict,
