@@ -1,6 +1,38 @@
-"""The real parts behind the demo, loaded once for all tests that look with them."""
+"""A network that ends at this machine; the real parts behind the demo, loaded once for all tests."""
+
+import socket
 
 import pytest
+
+LOCAL = (None, "", b"", "127.0.0.1", "::1", "localhost", "0.0.0.0", "::", socket.gethostname())
+
+
+@pytest.fixture(autouse=True)
+def this_machine_only(monkeypatch):
+    """Other machines are out of reach, no name is looked up, proxies are not asked; a test that tries fails at its end.
+
+    At its end, since programs that find no network often go on without.
+    """
+    tried = []
+
+    def guarded(name, call, host_of):
+        def local(*arguments, **named):
+            if (host := host_of(*arguments)) not in LOCAL:
+                tried.append(host)
+                raise ConnectionRefusedError(f"a test went to the network: {name} {host}")
+            return call(*arguments, **named)
+
+        return local
+
+    def machine(connection, address):
+        return None if connection.family not in (socket.AF_INET, socket.AF_INET6) else address[0]
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, guarded(name, getattr(socket.socket, name), machine))
+    monkeypatch.setattr(socket, "getaddrinfo", guarded("getaddrinfo", socket.getaddrinfo, lambda host=None, *_: host))
+    monkeypatch.setenv("no_proxy", "*")
+    yield
+    assert not tried, f"a test went to the network: {tried}"
 
 
 @pytest.fixture(scope="session")
