@@ -191,7 +191,13 @@ def test_the_published_folder_loads_by_the_auto_classes_and_answers(trained, sce
     seen = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[0]
     assert seen.shape[1] == 145  # CLS is there for whoever needs its attention
     record = json.loads((trained / "training.json").read_text())
-    assert [stage["name"] for stage in record["config"]["stages"]] == ["align", "instruct", "answer", "practise"]
+    assert [stage["name"] for stage in record["config"]["stages"]] == [
+        "align",
+        "instruct",
+        "answer",
+        "practise",
+        "revise",
+    ]
     assert [step for step, _ in record["curves"]["instruct loss"]] == list(range(1, 11))
     stored = AutoModelForImageTextToText.from_pretrained(trained)
     assert {parameter.dtype for parameter in stored.parameters()} == {torch.float16}
@@ -227,7 +233,7 @@ def test_a_stopped_training_goes_on_and_repeats_no_finished_stage(weights, tmp_p
     assert latest_checkpoint(run / "align").name == "step-00000001"
     assert not (tmp_path / "out").exists()
     resumed = nano_llava.train(tmp_path / "out", tmp_path / "work", smoke=True)
-    assert len(seen) == 3 + 10 + 1 + 1  # the second stage, which had no checkpoint yet, and those behind it
+    assert len(seen) == 3 + 10 + 1 + 1 + 1  # the second stage, which had no checkpoint yet, and those behind it
     monkeypatch.undo()
     monkeypatch.setattr(nano, "WEIGHTS", weights)
     whole = nano_llava.train(tmp_path / "whole", tmp_path / "work2", smoke=True)

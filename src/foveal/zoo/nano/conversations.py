@@ -91,7 +91,17 @@ PRACTICE: Mapping[str, int] = MappingProxyType(
     }
 )
 """What the fourth stage teaches: more of what the third left weak, nothing of what it left perfect or hopeless."""
-TASKS = MappingProxyType({"captions": CAPTIONS, "everything": EVERYTHING, "questions": QUESTIONS, "practice": PRACTICE})
+REVISION: Mapping[str, int] = MappingProxyType({**QUESTIONS, "colour": 5, "relation": 6, "grounding": 5})
+"""What the last stage teaches: everything again, and most of all where things are and what colour they have."""
+TASKS = MappingProxyType(
+    {
+        "captions": CAPTIONS,
+        "everything": EVERYTHING,
+        "questions": QUESTIONS,
+        "practice": PRACTICE,
+        "revision": REVISION,
+    }
+)
 
 ONE_WORD = ("Answer with one word.", "Answer the question using a single word or phrase.")
 YES_NO = (*ONE_WORD, "Answer yes or no.")

@@ -77,6 +77,7 @@ class LlavaTraining:
         Stage("instruct", 1300, 2e-3, tower=True),
         Stage("answer", 900, 2e-3, "questions", tower=True, wide=False),
         Stage("practise", 1500, 2e-3, "practice", tower=True, wide=False),
+        Stage("revise", 1000, 2e-3, "revision", tower=True, wide=False),
     )
     clear_scenes: int = 20_800
     rows: int = 16
@@ -101,6 +102,7 @@ SMOKE = LlavaTraining(
         Stage("instruct", 10, 1e-3, tower=True),
         Stage("answer", 1, 1e-3, "questions", tower=True, wide=False),
         Stage("practise", 1, 1e-3, "practice", tower=True, wide=False),
+        Stage("revise", 1, 1e-3, "revision", tower=True, wide=False),
     ),
     clear_scenes=12,
     rows=2,
