@@ -1,28 +1,31 @@
-"""Captioned and labelled pictures, and batches of captions, of labels or of both."""
+"""Captioned and labelled pictures as nano-clip sees them, and batches of captions, of labels or of both."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from foveal import zoo
 from foveal.data import world
-from foveal.data.transforms import to_tensor
 from foveal.data.word_ids import WordIds
 from foveal.data.world.phrases import article
 from foveal.lab import Run
+from foveal.nn.cosine import unit_rows
 from foveal.pretrain.prefix_conditioning import debiased_batches, labels_to_prompts
+from foveal.zoo.dual_encoder import DualEncoder
 
 LABELLED = ("dog", "frog", "parrot", "apple", "carrot", "hamburger", "bus", "guitar", "tree", "book", "star", "heart")
 OTHER = ("cat", "fish", "owl", "banana", "mushroom", "pizza", "car", "trumpet", "cactus", "clock", "ring", "arrow")
 NOUNS = LABELLED + OTHER
 ON_THE_WEB = world.WorldConfig(
-    size=32, things=(1, 2), nouns=NOUNS, min_visible=0.8, radius=(0.22, 0.34), styles=("flat", "cartoon", "night")
+    size=96, things=(1, 2), nouns=NOUNS, min_visible=0.8, radius=(0.22, 0.34), styles=("flat", "cartoon", "night")
 )
-CLEAN = world.WorldConfig(size=32, nouns=NOUNS, radius=(0.3, 0.34), tint=0.0, backgrounds=("plain",))
+CLEAN = world.WorldConfig(size=96, nouns=NOUNS, radius=(0.3, 0.34), tint=0.0, backgrounds=("plain",))
 TESTS = {
     "new": (OTHER, ON_THE_WEB),
     "shift": (LABELLED, replace(CLEAN, styles=("sepia", "blur"), backgrounds=("place",))),
@@ -44,9 +47,15 @@ class Union:
     """Captioned pictures, then labelled ones whose labels are sentences, as many of each."""
 
     words: WordIds
-    pixels: Float[Tensor, "n 3 32 32"]
+    images: Float[Tensor, "n 128"]
     ids: Int[Tensor, "n l"]
     labels: Int[Tensor, " n"]
+
+
+def features(images: UInt8[np.ndarray, "n 96 96 3"]) -> Float[Tensor, "n d"]:
+    """What nano-clip's image tower, which nobody trains here, makes of pictures."""
+    nano = zoo.load("nano-clip")
+    return unit_rows(DualEncoder(nano.model, nano.processor, 64).image_features(images))
 
 
 def union(run: Run, each: int) -> Union:
@@ -56,9 +65,9 @@ def union(run: Run, each: int) -> Union:
     labels = torch.from_numpy(clean.labels).long()
     said = labels_to_prompts(labels, LABELLED, TEMPLATES, run.generator("templates"))
     words = WordIds.of([*captions, *said, " ".join(NOUNS)])
-    pixels = torch.cat([to_tensor(web.images), to_tensor(clean.images)])
+    images = torch.cat([features(web.images), features(clean.images)])
     ids = torch.from_numpy(words.encode([*captions, *said]))
-    return Union(words, pixels, ids, torch.cat([torch.full_like(labels, -1), labels]))
+    return Union(words, images, ids, torch.cat([torch.full_like(labels, -1), labels]))
 
 
 class Batches:
@@ -88,4 +97,4 @@ class Batches:
                 sources = torch.zeros_like(sources)
             elif self.prefix == "random":
                 sources = torch.randint(2, (1,), generator=rng).expand(len(rows))
-            yield self.data.pixels[rows], self.data.ids[rows], self.data.labels[rows], sources
+            yield self.data.images[rows], self.data.ids[rows], self.data.labels[rows], sources

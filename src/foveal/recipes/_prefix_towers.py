@@ -1,4 +1,4 @@
-"""A dual encoder of 32 px whose text tower takes a prefix."""
+"""A head on frozen image features, and a text tower that takes a prefix."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from foveal.data.word_ids import WordIds
 from foveal.nn.attention import padding_mask
 from foveal.nn.transformer import Transformer
-from foveal.nn.vit import VisionTransformer
 from foveal.pretrain.prefix_conditioning import (
     CAPTION,
     PrefixConditioningObjective,
     PrefixTextEncoder,
 )
 
-LONGEST, WIDTH = 40, 64
+LONGEST, WIDTH, FEATURES = 40, 64, 128
 
 
 class Body(nn.Module):
@@ -33,12 +32,12 @@ class Body(nn.Module):
 
 
 class PrefixTowers(nn.Module):
-    """Image tower, text tower, objective; calling it gives the loss of a batch."""
+    """Image head, text tower, objective; calling it gives the loss of a batch."""
 
     def __init__(self, words: WordIds, objective: str) -> None:
         super().__init__()
         self.words = words
-        self.image = VisionTransformer(32, 8, WIDTH, 4, 4, output_dim=WIDTH)
+        self.image = nn.Sequential(nn.Linear(FEATURES, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
         embedding = nn.Embedding(len(words), WIDTH)
         nn.init.normal_(embedding.weight, std=0.02)
         self.text = PrefixTextEncoder(embedding, Body(), projection=nn.Linear(WIDTH, WIDTH, bias=False))
@@ -46,12 +45,12 @@ class PrefixTowers(nn.Module):
 
     def forward(
         self,
-        pixels: Float[Tensor, "b 3 s s"],
+        images: Float[Tensor, "b f"],
         ids: Int[Tensor, "b l"],
         labels: Int[Tensor, " b"],
         sources: Int[Tensor, " b"],
     ) -> Float[Tensor, ""]:
-        return self.objective(self.image(pixels), self.text(ids, ids > 0, sources), labels).loss
+        return self.objective(self.image(images), self.text(ids, ids > 0, sources), labels).loss
 
     def encode(self, texts: Sequence[str], source: int = CAPTION) -> Float[Tensor, "n d"]:
         ids = torch.from_numpy(self.words.encode(texts))

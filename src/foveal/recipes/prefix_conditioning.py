@@ -1,16 +1,18 @@
 """Prefix conditioning: does a token for the data set keep the narrowness of labels out of zero-shot classifiers?
 
-*Captions*: scenes of one or two things of 24 kinds in three styles at 32 px, every fifth caption of another picture.
-*Labels*: clean pictures of 12 of the kinds on plain ground; a label becomes a sentence. ``captions`` learns from the
-captions alone, ``captions_twice`` in as many steps as the others; ``mixed`` from batches that are half and half,
-``debiased`` from batches of one source each, ``prefix`` with a prefix for each source, too; ``random_prefix`` draws it
-for each batch. All but ``captions_twice`` see as many captions. UniCL's objective; ``clip_…`` with CLIP's.
+*Captions*: scenes of one or two things of 24 kinds in three styles, every fifth caption of another picture.
+*Labels*: clean pictures of 12 of the kinds on plain ground; a label becomes a sentence. The image tower is nano-clip's
+and stays as it is; a head on it and the text tower, which is where prefixes act, learn from nothing. ``captions``
+learns from the captions alone, ``captions_twice`` in as many steps as the others; ``mixed`` from batches that are half
+and half, ``debiased`` from batches of one source each, ``prefix`` with a prefix for each source, too; ``random_prefix``
+draws it for each batch. All but ``captions_twice`` see as many captions. UniCL's objective; ``clip_…`` with CLIP's.
 
 Zero-shot among all 24 names, in caption mode: ``new``, kinds without labels as the captions show them; ``shift``,
 labelled kinds in two styles that nobody has seen; ``zero_shot``, the mean of both; ``seen``, labelled kinds as their
 labels show them. ``label_prefix`` is the model of ``prefix``, asked with the prefix of labels.
 
-The learning rate is that of the recipe of CLIP's contrastive arm; all arms share it.
+The learning rate is that of the recipe of CLIP's contrastive arm; all arms share it. On seed 100, which is not
+reported, image towers that learned from nothing in as many steps were near chance on captions alone.
 """
 
 from functools import partial
@@ -19,11 +21,10 @@ import torch
 from torch import Tensor
 
 from foveal.data import world
-from foveal.data.transforms import to_tensor
 from foveal.lab import Claim, Recipe, Run
 from foveal.nn.zero_shot import build_zero_shot_classifier, zero_shot_logits
 from foveal.pretrain.prefix_conditioning import CAPTION, LABEL
-from foveal.recipes._prefix_data import NOUNS, TEMPLATES, TESTS, Batches, union
+from foveal.recipes._prefix_data import NOUNS, TEMPLATES, TESTS, Batches, features, union
 from foveal.recipes._prefix_towers import PrefixTowers
 from foveal.train import FitConfig, fit
 
@@ -42,7 +43,7 @@ def trained(run: Run, objective: str, order: str, prefix: str, steps: int) -> Pr
 def test(run: Run, name: str) -> tuple[Tensor, Tensor]:
     nouns, config = TESTS[name]
     found = world.classify(10_000 + run.seed, run.size(600), nouns, config)
-    return to_tensor(found.images), torch.tensor([NOUNS.index(nouns[label]) for label in found.labels])
+    return features(found.images), torch.tensor([NOUNS.index(nouns[label]) for label in found.labels])
 
 
 def arm(
