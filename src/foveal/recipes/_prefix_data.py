@@ -55,7 +55,7 @@ class Union:
 def features(images: UInt8[np.ndarray, "n 96 96 3"]) -> Float[Tensor, "n d"]:
     """What nano-clip's image tower, which nobody trains here, makes of pictures."""
     nano = zoo.load("nano-clip")
-    return unit_rows(DualEncoder(nano.model, nano.processor, 64).image_features(images))
+    return unit_rows(DualEncoder(nano.model, nano.processor, 64).image_features(list(images)))
 
 
 def union(run: Run, each: int) -> Union:
