@@ -44,7 +44,7 @@ def arm(run: Run, make: Any = cloc, wrong: bool = False) -> dict[str, float]:
     model = run.build(make)
     run.cost(model)
     config = FitConfig(lr=1e-3, after_step=lambda model: model.clamp_())
-    fit(model, [(row,) for row in range(len(pixels))], steps=run.steps(250), loss=loss, config=config, on=run)
+    fit(model, [(row,) for row in range(len(pixels))], steps=run.steps(160), loss=loss, config=config, on=run)
     found = scores(run, model, run.shared(data.listed, 10_000, 400))
     if wrong:  # who does not look at boxes loses nothing by theirs, and that is no merit
         del found["jitter_loss"]

@@ -26,7 +26,7 @@ from foveal.recipes import _listed as data
 from foveal.recipes._sentence_towers import SentenceTowers, captions, pointing, retrieval, segmentation
 from foveal.train import FitConfig, fit
 
-STEPS, SEVERAL = 150, 3
+STEPS, SEVERAL = 100, 3
 
 
 def raw(said: Captions, rng: torch.Generator) -> list[str]:
