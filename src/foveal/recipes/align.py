@@ -84,7 +84,7 @@ RECIPE = Recipe(
         Claim("composed", beats="words_alone", on="composed r@1"),
     ],
     controls=("shuffled_4n", "picture_alone", "words_alone"),
-    real="foveal run align",
+    real="foveal train clip-like --objective align --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
 from torch import Tensor

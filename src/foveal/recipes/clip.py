@@ -86,7 +86,7 @@ RECIPE = Recipe(
         Claim("emoji_clip", beats="emoji_regression", on="r@1"),
     ],
     controls=("shuffled",),
-    real="foveal run clip",
+    real="foveal train clip-like --objective clip --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
 from foveal.pretrain.clip import CLIPObjective

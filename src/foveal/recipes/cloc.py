@@ -70,7 +70,7 @@ RECIPE = Recipe(
         Claim("cloc", beats="no_grounding", on="region_top1"),
     ],
     controls=("wrong_boxes",),
-    real="foveal run cloc",
+    real="foveal train clip-like --objective cloc --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModel

@@ -85,7 +85,7 @@ RECIPE = Recipe(
         Claim("dreamlip", beats="several", on="r@1", by=-1.0),
     ],
     controls=("one_longer", "shuffled"),
-    real="foveal run dreamlip",
+    real="foveal train clip-like --objective dreamlip --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
 from foveal.pretrain.dreamlip import DreamLIPObjective, sample_subcaptions

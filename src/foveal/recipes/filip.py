@@ -86,7 +86,7 @@ RECIPE = Recipe(
         Claim("filip", beats="one_prompt", on="top1"),
     ],
     controls=("shuffled",),
-    real="foveal run filip",
+    real="foveal train clip-like --objective filip --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
 from foveal.pretrain.filip import FILIPObjective

@@ -80,7 +80,7 @@ RECIPE = Recipe(
         Claim("grain", beats="no_boxes", on="held_out"),
     ],
     controls=("wrong_boxes",),
-    real="foveal run grain",
+    real="foveal train clip-like --objective grain --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModel

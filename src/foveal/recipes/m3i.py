@@ -81,7 +81,7 @@ RECIPE = Recipe(
         Claim("m3i", beats="data2vec", on="iou", by=-1.0),
     ],
     controls=("untrained", "unmixed"),
-    real="foveal run m3i",
+    real="foveal train clip-like --objective m3i --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
 from transformers import ViTConfig, ViTModel

@@ -70,7 +70,7 @@ RECIPE = Recipe(
         Claim("concepts", beats="mixture", on="recall", by=5.0),
     ],
     controls=("constant", "random"),
-    real="foveal run nevlp",
+    real="foveal train clip-like --objective nevlp --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
 from foveal.pretrain.nevlp import fit_noise_gmm, noise_adaptive_itc
