@@ -84,7 +84,8 @@ RECIPE = Recipe(
         Claim("prefix", beats="label_prefix", on="new"),
     ],
     controls=("captions_twice", "random_prefix"),
-    real="foveal train clip-like --objective prefix_conditioning --data shards.tar --model openai/clip-vit-base-patch16 -o out",
+    real="foveal train clip-like --objective prefix_conditioning --data shards.tar "
+    "--model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
 from torch import Tensor
