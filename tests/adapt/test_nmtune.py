@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,40 @@ def test_the_parts_of_a_method():
     close(linear.transform(x), x, 0)
     strong = NMTuneClassifier(3, weights=(0, 1.0, 0)).fit(x, y)
     assert float(covariance_loss(strong.transform(x))) < 0.8 * float(covariance_loss(plain.transform(x)))
+
+
+def test_training_is_the_loop_that_it_says():
+    """Adam with a cosine schedule on drawn batches of two views; the first term compares view 1 with z of view 2.
+
+    In float64: Adam makes steps of the rounding of gradients that are 0, such as those of a bias before batch norm.
+    """
+    x, y = blobs(70)
+    x, weights, seed = x.double(), (2.0, 0.5, 3.0), 4
+    second = x + 0.3 * normal(70, 6, seed=5)
+    options = {"epochs": 3, "lr": 2e-3, "weight_decay": 0.1, "batch_size": 32, "k": 2, "ratio": 2}
+    made = NMTuneClassifier(3, weights=weights, seed=seed, rescale=True, **options).fit(x, y, second)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        mlp, head = NMTuneMLP(6, ratio=2).double().train(), nn.Linear(6, 3, dtype=torch.float64)
+    divisor = float(x.std(0).mean()) / 0.3
+    adam = torch.optim.AdamW([*mlp.parameters(), *head.parameters()], lr=2e-3, weight_decay=0.1)
+    orders, step, last = torch.Generator().manual_seed(seed), 0, 9
+    for _ in range(3):
+        for batch in torch.randperm(70, generator=orders).split(32):
+            for group in adam.param_groups:
+                group["lr"] = 1e-3 * (1 + math.cos(math.pi * step / last))
+            one, two = x[batch] / divisor, second[batch] / divisor
+            both = torch.cat([one, two])
+            z = mlp(both)
+            terms = (consistency_loss(one, z[len(batch) :]), covariance_loss(z), dominant_singular_value_loss(z, k=2))
+            loss = nn.functional.cross_entropy(head(z), y[batch].repeat(2))
+            loss = loss + sum(weight * term for weight, term in zip(weights, terms, strict=True))
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            step += 1
+    close(made.predict_proba(x), head(mlp.eval()(x / divisor)).softmax(1), 1e-7)
 
 
 def test_rescaling_by_one_number():

@@ -313,6 +313,38 @@ def test_candidates_are_a_share_of_the_whole_set(monkeypatch):
     assert [n for n, _ in sizes] == [4, 4, 4]  # at least as many as are asked
 
 
+@pytest.mark.parametrize("method", ["entropy", "coreset"])
+def test_the_latest_model_and_all_labels_say_what_is_wanted(method):
+    result, _, _ = run(method=method, balance=False)
+    x, _ = pool()
+    for round in (1, 2, 3):
+        known = torch.cat(result.selected[:round])
+        free = torch.tensor([i for i in range(80) if i not in known.tolist()])
+        if method == "entropy":
+            uncertain = pcb.entropy_scores(result.models[round - 1].predict_proba(x[free]))
+            wanted = uncertain.argsort(descending=True, stable=True)[:4]
+        else:
+            wanted = pcb.kcenter_greedy(unit_rows(x[known]), unit_rows(x[free]), 4)
+        assert result.selected[round].tolist() == free[wanted].tolist()
+
+
+def test_the_loop_hands_on_what_to_do_about_a_missing_class():
+    """No picture is of class 3: to advance leaves more labels to the other rare classes than to take any."""
+    labels = torch.multinomial(torch.tensor([0.9, 0.05, 0.05, 0.0]), 200, replacement=True, generator=generator(5))
+
+    class Knows(Nearest):
+        def predict_proba(self, x):
+            return torch.nn.functional.one_hot(labels[x[:, 0].long()], 4).float()
+
+    found = {}
+    for missing in ("official", "advance"):
+        options = {"num_classes": 4, "rounds": 3, "method": "random", "missing": missing, "generator": generator()}
+        x = torch.arange(200.0)[:, None]
+        result = pcb.active_prompt_learning(Knows, x, labels.__getitem__, **options)
+        found[missing] = int((torch.cat(result.labels) > 0).sum())
+    assert found["advance"] > found["official"]
+
+
 def test_plain_random_is_random():
     result, asked, _ = run(method="random", balance=False)
     free = [i for i in range(80) if i not in asked[:4]]
