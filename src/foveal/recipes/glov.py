@@ -1,7 +1,7 @@
 """GLOV: does a language model that sees what worked, and is pushed towards it from inside, find better prompts?
 
 nano-clip classifies twenty things in pictures with coloured noise, a look that it was not trained on; fitness is its
-accuracy on two pictures a class. SmolLM2-135M writes 4 × 4 prompts in each arm but *default* ("a photo of a
+accuracy on two pictures a class. SmolLM2-135M writes 3 × 4 prompts in each arm but *default* ("a photo of a
 <category>.") and *drawn* (as many from foveal's own pool of templates, no language model). *random* is asked as in the
 first step every time; *ranked* sees the best and the worst prompts so far; *steered* is also pushed from the second
 best prompt to the best one at block 16 of 30, and *flipped* the other way. A model of this size does not obey a
@@ -24,7 +24,7 @@ from foveal.lab import Claim, Recipe, Run
 from foveal.recipes._glov_language import BLOCK, DEFAULT, towards
 from foveal.recipes._prompt_search import smollm2, task
 
-STEPS, EACH = 4, 4
+STEPS, EACH = 3, 4
 
 
 def default(run: Run) -> dict[str, float]:
