@@ -324,6 +324,10 @@ def test_soft_prompt_is_a_copy():
     for init in (torch.ones(3), torch.ones(0, 3), torch.ones(2, 3, dtype=torch.long)):
         with pytest.raises(ValueError, match="init"):
             SoftPrompt(init)
+    start = torch.ones(2, 3)
+    with torch.no_grad():
+        SoftPrompt(start).tokens.zero_()
+    assert torch.equal(start, torch.ones(2, 3))
 
 
 # The model ------------------------------------------------------------------------------------------------------------
@@ -469,10 +473,11 @@ def test_a_few_steps_pair_images_with_texts():
         losses.append((out.contrastive.item(), out.autoregressive.item()))
     assert losses[-1][0] < losses[0][0] / 4, losses
     assert losses[-1][1] < losses[0][1] / 2, losses
-    with torch.no_grad():
-        adapted.logit_scale.fill_(9.0)
-    adapted.clamp_()
-    close(adapted.logit_scale.exp(), 100.0)
+    for beyond, kept in ((9.0, 100.0), (-1.0, 1.0)):
+        with torch.no_grad():
+            adapted.logit_scale.fill_(beyond)
+        adapted.clamp_()
+        close(adapted.logit_scale.exp(), kept)
 
 
 def test_half_precision():
