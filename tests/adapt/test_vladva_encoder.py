@@ -78,6 +78,7 @@ def test_wording_of_other_templates(processor):
 
 def test_untrained_it_sees_what_the_model_reads(processor):
     made = encoder(processor)
+    assert not made.model.training
     prompts = [
         ("USER: <image>\nSummarize the provided image in one word: ASSISTANT:", pictures()[:1]),
         (f"USER: {TEXTS[1]}\nSummarize the provided text in one word: ASSISTANT:", None),

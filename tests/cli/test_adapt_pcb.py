@@ -96,6 +96,7 @@ def test_a_folder_is_learnt_from_a_few_labels(pool, capsys, tmp_path, events):
     assert (report["pictures"], sum(report["skipped"].values())) == (12, 1)
     assert [row["labels"] for row in report["rounds"]] == [3, 6]
     assert sum(report["labels"].values()) == 6
+    assert report["settings"]["balance"]
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {row["image"] for row in rows} == set(pool)
     bought = [row for row in rows if row["labelled"]]
@@ -107,9 +108,10 @@ def test_a_folder_is_learnt_from_a_few_labels(pool, capsys, tmp_path, events):
     assert learning == [("learning, rounds", 0, 2), ("learning, rounds", 1, 2)]
     assert events.count("bar") == 2  # one for the pictures, one for all rounds
 
-    code, text, _ = run(capsys, "labels.csv", "-o", "out", "--plain", "--method", "entropy", "--epochs", 1)
+    code, text, _ = run(capsys, "labels.csv", "-o", "out", "--plain", "--method", "entropy", "--epochs", 1, "--json")
     assert code == 0
-    assert "12 pictures, 3 classes; left out: 1" in text
+    settings = json.loads(text)["settings"]
+    assert (settings["balance"], settings["method"], settings["epochs"]) == (False, "entropy", 1)
 
 
 def test_no_bar_while_somebody_is_asked(pool, capsys, tmp_path, events, monkeypatch):
@@ -119,10 +121,11 @@ def test_no_bar_while_somebody_is_asked(pool, capsys, tmp_path, events, monkeypa
             return super().readline(size)
 
     monkeypatch.setattr("sys.stdin", Lines("1\n2\n3\n" * 2))
-    code, _, error = run(capsys, "ask", "-o", "out")
+    code, text, error = run(capsys, "ask", "-o", "out")
     assert code == 0, error
     assert len(json.loads((tmp_path / "out" / "labels.json").read_text())) == 6
     happened = [event if isinstance(event, str) else "step" for event in events]
+    assert "12 pictures, 3 classes; left out: 1" in text
     rounds = happened[happened.index("no bar") + 1 :]
     assert rounds == ["asked"] * 3 + ["bar", "step", "no bar"] + ["asked"] * 3 + ["bar", "step", "no bar"]
 
