@@ -12,6 +12,7 @@ CAPTIONS, ASKED = 64, 24
 
 def made_up(run: Run, seen: Seen) -> dict[str, float]:
     """POPE's questions and detailed captions of held-out scenes, in percent and words."""
+    run.cost(seen.model)
     nano = Nano(seen.model.eval(), run.shared(host).processor)
     items, outputs = answered(run, nano, "existence", ASKED)
     asked = {metric.name: 100 * metric.value for metric in TASKS["world-existence"].score(items, outputs).metrics}

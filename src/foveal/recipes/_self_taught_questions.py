@@ -54,6 +54,7 @@ def question_batches(run: Run, rows: list[Row], describer: Seen | None = None) -
 
 def judged(run: Run, policy: Seen, describe: bool = False) -> dict[str, float]:
     """Its answers, with its own description in front or without, and its captions."""
+    run.cost(policy.model)
     nano = tuned(run, policy)
     return vqa(run, nano, describe) | told(run, nano)
 

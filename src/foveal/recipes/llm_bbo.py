@@ -9,8 +9,7 @@ the good ones, *both* both. *pool* evaluates 16 further templates of the pool in
 from the same pictures, with gradients.
 
 ``train`` is the accuracy that is searched on, ``test`` that of the chosen template on other pictures, ``gap`` their
-difference: with one picture a class a search overfits easily. ``calls``: until the best of the first templates is
-beaten (17: never).
+difference. ``calls``: until the best of the first templates is beaten (17: never).
 """
 
 from functools import partial
@@ -64,6 +63,7 @@ def coop(run: Run) -> dict[str, float]:
     on = run.shared(task, 1, 400)
     learner = CoOpLearner(on.encoder, NOUNS, epochs=run.steps(100), n_ctx=4, class_specific=False, seed=run.seed)
     learner.fit(on.shots, on.shot_labels)
+    run.cost(learner.prompt_)
     train, test = 100 * learner.score(on.shots, on.shot_labels), 100 * learner.score(on.images, on.labels)
     return {"train": train, "test": test, "gap": train - test}
 

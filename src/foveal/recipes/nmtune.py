@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from foveal.adapt.nmtune import NMTuneClassifier, largest_singular_value_ratio, singular_value_entropy
 from foveal.lab import Claim, Recipe, Run
@@ -47,6 +48,8 @@ def tune(run: Run, method: str, weights: Weights = RELEASED, tuned: bool = False
         sets = run.shared(features, percent)
         found = best(run, sets, method, weights, tuned)
         scores.append([percent_right(found, sets, names) for names in (["test"], STYLES)])
+    learnt = nn.ModuleList(part for part in (found.mlp_, found.head_) if part)
+    run.cost(learnt.requires_grad_())
     return dict(zip(("ID", "OOD"), torch.tensor(scores).mean(0).tolist(), strict=True))
 
 

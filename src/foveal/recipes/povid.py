@@ -31,7 +31,7 @@ def first_stage(run: Run) -> Seen:
 
 
 def base(run: Run) -> dict[str, float]:
-    return made_up(run, fresh(run))
+    return made_up(run, fresh(run).requires_grad_(False))
 
 
 def sft(run: Run) -> dict[str, float]:

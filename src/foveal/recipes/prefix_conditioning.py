@@ -5,14 +5,13 @@
 and stays as it is; a head on it and the text tower, which is where prefixes act, learn from nothing. ``captions``
 learns from the captions alone, ``captions_twice`` in as many steps as the others; ``mixed`` from batches that are half
 and half, ``debiased`` from batches of one source each, ``prefix`` with a prefix for each source, too; ``random_prefix``
-draws it for each batch. All but ``captions_twice`` see as many captions. UniCL's objective; ``clip_…`` with CLIP's.
+draws it for each batch. UniCL's objective; ``clip_…`` with CLIP's.
 
 Zero-shot among all 24 names, in caption mode: ``new``, kinds without labels as the captions show them; ``shift``,
 labelled kinds in two styles that nobody has seen; ``zero_shot``, the mean of both; ``seen``, labelled kinds as their
 labels show them. ``label_prefix`` is the model of ``prefix``, asked with the prefix of labels.
 
-The learning rate is that of the recipe of CLIP's contrastive arm; all arms share it. On seed 100, which is not
-reported, image towers that learned from nothing in as many steps were near chance on captions alone.
+The learning rate is that of CLIP's recipe in all arms. On seed 100, image towers from nothing stayed near chance.
 """
 
 from functools import partial

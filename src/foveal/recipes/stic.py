@@ -67,7 +67,7 @@ def stage1(run: Run, alpha: float) -> dict[str, float]:
 RECIPE = Recipe(
     paper="stic",
     arms={
-        "base": lambda run: judged(run, fresh(run)),
+        "base": lambda run: judged(run, fresh(run).requires_grad_(False)),
         "sft": sft,
         "positives": lambda run: judged(run, second_stage(run, run.shared(imitated))),
         "stage1": partial(stage1, alpha=1 / 1024),
