@@ -8,12 +8,13 @@ from torch import Tensor
 
 from foveal.data.word_ids import WordIds
 
-NOUNS = ("star", "heart", "circle", "square", "triangle", "cross", "dog", "bus", "tree", "apple")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
-WORDS = WordIds.of([" ".join(("a and is there what colour the yes no", *NOUNS, *COLOURS))])
+NOUNS = ("star", "heart", "square", "dog", "bus", "tree")
+COLOURS = ("red", "green", "blue", "yellow")
+WORDS = WordIds.of([" ".join(("a is there what colour the yes no", *NOUNS, *COLOURS))])
 CLS, MASK, VOCABULARY = len(WORDS), len(WORDS) + 1, len(WORDS) + 2
 ANSWERS = (*COLOURS, "yes", "no")
-LENGTH = 14
+LENGTH = 8
+NOUN_PLACES = (2, 4, 6)  # [CLS] red star blue heart green square [end]
 Things = list[tuple[str, str]]
 """(colour, noun) of each thing."""
 
@@ -25,19 +26,25 @@ def encode(texts: list[str]) -> Int[Tensor, "n l"]:
 
 
 def caption(things: Things) -> str:
-    return " and ".join(f"a {colour} {noun}" for colour, noun in things)
+    return ", ".join(f"{colour} {noun}" for colour, noun in things)
 
 
 def wrong_captions(things: Things, rng: np.random.Generator, n: int) -> list[str]:
-    """Captions of the same words about another scene where possible: colours or nouns change places."""
+    """Captions of scenes that there might be: two colours change places, or one colour or one noun is another."""
     found = {caption(things)}
+    absent = [noun for noun in NOUNS if noun not in {present for _, present in things}]
     while len(found) <= n:
         colours, nouns = ([thing[k] for thing in things] for k in range(2))
-        which = (colours, COLOURS) if rng.random() < 0.5 else (nouns, NOUNS)
-        which[0][int(rng.integers(3))] = str(rng.choice(which[1]))
-        mixed = list(zip(rng.permutation(colours) if rng.random() < 0.5 else colours, nouns))
-        found.add(caption([(str(colour), noun) for colour, noun in mixed]))
-    return sorted(found - {caption(things)})[:n]
+        i, j = rng.choice(3, 2, replace=False)
+        match int(rng.integers(3)):
+            case 0:
+                colours[i], colours[j] = colours[j], colours[i]
+            case 1:
+                colours[i] = str(rng.choice(COLOURS))
+            case _:
+                nouns[i] = str(rng.choice(absent))
+        found.add(caption(list(zip(colours, nouns))))
+    return sorted(found - {caption(things)})
 
 
 def asked(scenes: list[Things], rng: np.random.Generator) -> tuple[Int[Tensor, "n l"], Int[Tensor, " n"]]:

@@ -1,68 +1,53 @@
 """UNITER: what do its pre-training tasks teach one transformer that reads words and regions together?
 
-Scenes of three coloured things at 48 px. A region is a jittered box with a random projection of its pixels as feature;
-two of five are distractors; the detector's classes are one tenth wrong. All arms: the same 3-layer model and captions.
+Scenes of three coloured things and a distractor. A region is a jittered box, its feature what nano-clip's frozen image
+tower makes of the crop (the paper: a pretrained detector), put together from a stock of crops; the detector's classes
+are one tenth wrong. All arms: the same 2-layer model from nothing, the same captions ("red star, blue dog, ...").
 *none* is not pre-trained. *mlm_itm* has no region task, *joint* adds mrfr and mrc_kl but hides words and regions in the
 same pass, *conditional* hides one side at a time, *wra* adds word–region alignment; all four take the same steps. The
 controls: *shuffled* is *wra* on captions of other scenes, *longer* is *none* fine-tuned for all those steps as well.
 
-``vqa``: accuracy after the same fine-tuning on questions about colours and existence. ``rank``: how often the matching
-score finds the caption among nine that differ in colours or nouns. ``word_region``: how often a noun sends the largest
-part of its mass to its own region, in the optimal transport between the last hidden states. ``mean``: of the three.
+``vqa``: accuracy after the same fine-tuning on 2000 questions about colours and existence (37.5 without looking).
+``rank``: how often the matching score finds the caption among 20 of other scenes (chance 5). ``word_region``: how often
+a noun sends the largest part of its mass to its own region of four (chance 25), in the optimal transport between the
+last hidden states. ``mean``: of the three. ``altered``: as ``rank``, but among nine captions that differ from the right
+one in a colour, a noun or the order of colours (chance 10).
+
+Learning rates, starting weights and the length of training were chosen by the losses of *wra* on seed 100, which is not
+reported; all arms share them.
 """
 
 from functools import partial
 
-import torch
-
 from foveal.lab import Claim, Recipe, Run
-from foveal.nn.ot import cosine_cost, ipot
-from foveal.pretrain.uniter import UNITERConfig, UNITERForPretraining
-from foveal.pretrain.uniter_model import INPUTS
+from foveal.pretrain.uniter import UNITERConfig
 from foveal.recipes import _regions_words as words
-from foveal.recipes._regions import WIDTH, Regions, scenes
-from foveal.recipes._regions_training import pretrain, vqa
+from foveal.recipes._regions import REGIONS, WIDTH, scenes, stocks
+from foveal.recipes._regions_scores import rank, word_region
+from foveal.recipes._regions_training import pretrain, started, vqa
 
 SIZES = UNITERConfig(
-    words.VOCABULARY, 96, 3, 4, 192, words.LENGTH, dropout=0.0, img_dim=WIDTH, img_label_dim=1 + len(words.NOUNS)
+    words.VOCABULARY, 96, 2, 4, 192, words.LENGTH, dropout=0.0, img_dim=WIDTH, img_label_dim=1 + len(words.NOUNS)
 )
-STEPS, TUNING = 200, 70
+STEPS, TUNING, TESTED = 300, 70, 200
 WITHOUT_REGIONS, ALL = ("itm", "mlm"), ("itm", "mlm", "mrfr", "itm", "mlm", "mrc_kl")
 
 
 def arm(run: Run, tasks=ALL, steps=STEPS, joint=False, wra_weight=0.0, shuffled=False, tuning=TUNING):
-    data, test = run.shared(scenes, 0, 3000), run.shared(scenes, 10_000, 400)
-    model = run.build(UNITERForPretraining, SIZES)
-    run.cost(model, tokens=words.LENGTH + data.features.shape[1])
+    train, later = run.shared(stocks, 200, 60)
+    data, test = scenes(run, train, 8000, "scenes"), scenes(run, later, 400, "later scenes")
+    model = run.build(started, SIZES)
+    run.cost(model, tokens=words.LENGTH + REGIONS)
     if steps:
         pretrain(run, model, data, tasks, steps, joint, wra_weight, shuffled)
-    scores = {"rank": rank(run, model, test), "word_region": word_region(model, test)}
+    texts = [words.caption(things) for things in test.things]
+    others = [[texts[(i + k) % len(texts)] for k in range(20)] for i in range(run.size(TESTED))]
+    rng = run.rng("altered captions")
+    altered = [[words.caption(things), *words.wrong_captions(things, rng, 9)] for things in test.things[:TESTED]]
+    scores = {"rank": rank(model, test, others), "word_region": word_region(model, test)}
+    seen = {"altered": rank(model, test, altered)}
     scores["vqa"] = vqa(run, model, data, test, tuning)
-    return {**scores, "mean": sum(scores.values()) / 3}
-
-
-@torch.no_grad()
-def rank(run: Run, model: UNITERForPretraining, test: Regions) -> float:
-    """Percent of scenes whose caption has the best matching score of ten."""
-    rng = run.rng("wrong captions")
-    texts = [(words.caption(things), *words.wrong_captions(things, rng, 9)) for things in test.things]
-    ids = words.encode([text for row in texts for text in row])
-    rows = torch.arange(len(texts)).repeat_interleave(10)
-    parts = zip(ids.split(500), rows.split(500), strict=True)
-    scores = torch.cat([model.forward_itm(test.batch(*part))[0].log_softmax(1)[:, 1] for part in parts])
-    return 100 * (scores.view(-1, 10).argmax(1) == 0).float().mean().item()
-
-
-@torch.no_grad()
-def word_region(model: UNITERForPretraining, test: Regions) -> float:
-    """Percent of nouns whose region receives the largest part of their mass."""
-    ids = words.encode([words.caption(things) for things in test.things])
-    batch = test.batch(ids, torch.arange(len(ids)))
-    hidden, _ = model.uniter(*(batch[name] for name in INPUTS))
-    cost = cosine_cost(hidden[:, : words.LENGTH], hidden[:, words.LENGTH :])
-    plan = ipot(cost, batch["text_mask"], batch["region_mask"])
-    nouns = torch.arange(3, 3 + 4 * 3, 4)  # [CLS] a red star and a blue heart and a green square
-    return 100 * (plan[:, nouns].argmax(2) == torch.arange(3)).float().mean().item()
+    return {**scores, "mean": sum(scores.values()) / 3, **seen}
 
 
 RECIPE = Recipe(
@@ -83,6 +68,7 @@ RECIPE = Recipe(
     ],
     controls=("shuffled", "longer"),
     real="foveal run uniter",
+    seeds=(3, 4, 5),  # 0 to 2 were run on a task that no arm learned
     example="""
 import torch
 from foveal.pretrain.uniter import UNITERConfig, UNITERForPretraining, UNITERObjective, region_position_features
