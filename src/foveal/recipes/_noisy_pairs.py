@@ -1,28 +1,25 @@
-"""Scenes of two emoji with captions of which many are wrong or half true, as features of a frozen image encoder."""
+"""Scenes of two emoji with captions of which many are wrong or half true, as patch tokens of the frozen nano-clip."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
+from foveal import zoo
 from foveal.data import world
-from foveal.data.transforms import to_tensor
 from foveal.data.word_ids import WordIds
 from foveal.lab import Run
-from foveal.recipes._encoders import TinyEncoder
-from foveal.recipes._singles import NOUNS, SIZES
-from foveal.train import FitConfig, fit
+from foveal.recipes._singles import NOUNS
 
 SCENES = world.WorldConfig(
-    size=32, things=(2, 2), nouns=NOUNS, tint=0.0, sizes=SIZES, depth=(2.0, 2.5), backgrounds=("plain",),
-    min_visible=0.7
+    size=96, things=(2, 2), nouns=NOUNS, tint=0.0, sizes=("large",), depth=(2.0, 2.5), backgrounds=("plain",),
+    min_visible=0.7, repeats=0.0
 )  # fmt: skip
-WORDS = WordIds.of([" ".join(("a and on", *NOUNS, *SIZES, *world.COLOURS))])
-START, VOCABULARY, LENGTH, WIDTH = len(WORDS), len(WORDS) + 1, 11, 64
+WORDS = WordIds.of([" ".join(("a and on", *NOUNS, *world.COLOURS))])
+START, VOCABULARY, LENGTH = len(WORDS), len(WORDS) + 1, 9
 SWAPPED, TRUNCATED, WRONG_NAMES = 0.4, 0.3, 0.2
 
 
@@ -35,6 +32,14 @@ class Pairs:
     names: Int[Tensor, "n 2"]
     noisy: Bool[Tensor, " n"]
     nouns: list[set[str]]
+
+
+def splits(run: Run) -> tuple[Pairs, Pairs]:
+    """Noisy pairs to learn from and clean ones to test on. The training set's channels have mean 0 and deviation 1."""
+    train, test = pairs(run, 0, 1536, False), pairs(run, 10_000, 300, True)
+    mean, deviation = train.features.mean((0, 1)), train.features.std((0, 1))
+    first, second = (replace(part, features=(part.features - mean) / deviation) for part in (train, test))
+    return first, second
 
 
 def pairs(run: Run, first: int, n: int, clean: bool) -> Pairs:
@@ -52,22 +57,24 @@ def pairs(run: Run, first: int, n: int, clean: bool) -> Pairs:
     wrong = torch.from_numpy(rng.random(names.shape) < WRONG_NAMES)
     names = torch.where(wrong, torch.from_numpy(rng.integers(len(NOUNS), size=names.shape)), names)
     ids = F.pad(torch.from_numpy(WORDS.encode(texts, LENGTH - 1)), (1, 0), value=START)
-    features = run.shared(encoder).patch_features(to_tensor(drawn.images))
     words = torch.from_numpy(WORDS.encode(NOUNS)[:, 0])
-    return Pairs(features, ids, words[names], torch.from_numpy(noisy), [set(nouns) for nouns in drawn.nouns])
+    return Pairs(
+        tokens(drawn.images), ids, words[names], torch.from_numpy(noisy), [set(nouns) for nouns in drawn.nouns]
+    )
 
 
 def _caption(scene: world.Scene, things: int) -> str:
-    said = " and ".join(f"a {thing.size} {thing.noun}" for thing in scene.things[:things])
+    said = " and ".join(f"a {thing.noun}" for thing in scene.things[:things])
     return f"{said} on {scene.background.name}" if things == 2 else said
 
 
-def encoder(run: Run) -> TinyEncoder:
-    """A ViT that learned to name single emoji, then frozen."""
-    config = world.WorldConfig(size=32, tint=0.0, sizes=SIZES, backgrounds=("plain",), depth=(2.0, 2.6))
-    shown = world.classify(20_000 + run.seed, run.size(2000), NOUNS, config)
-    model = run.build(TinyEncoder, "category", 32, 8, WIDTH, len(NOUNS), len(WORDS), LENGTH)
-    labels = torch.from_numpy(shown.labels)
-    data = TensorDataset(to_tensor(shown.images), torch.zeros(len(labels), 1, dtype=torch.long), labels)
-    fit(model, data, steps=run.steps(150), config=FitConfig(lr=1e-3, batch_size=128), on=run)
-    return model
+@torch.no_grad()
+def tokens(images: UInt8[np.ndarray, "n 96 96 3"]) -> Float[Tensor, "n 16 d"]:
+    """Patch tokens of nano-clip's image tower, means of 3 × 3."""
+    nano = zoo.load("nano-clip")
+    tower, found = nano.model.vision_model, []
+    for start in range(0, len(images), 64):
+        pixels = nano.processor.image_processor(images=list(images[start : start + 64]), return_tensors="pt")
+        hidden = tower.post_layernorm(tower(**pixels).last_hidden_state[:, 1:])
+        found.append(F.avg_pool2d(hidden.mT.unflatten(2, (12, 12)), 3).flatten(2).mT)
+    return torch.cat(found)

@@ -1,14 +1,16 @@
 """NEVLP: do pairs that look like noise hurt less when their contrastive targets soften, and do object names help?
 
-Scenes of two emoji at 32 px; 40 % of the captions are swapped with other scenes' and 30 % name one thing alone. A
-frozen ViT that learned to name single emoji gives 16 patch tokens; the bridge is a Q-Former with 2 layers and 4
-queries, trained with all three losses for the same steps in all arms. After a third of them, and then after every 40,
-the two-Gaussian mixture is fitted to the plain loss of all pairs. *plain* never softens; *mixture* and
-*label_smoothing* are the two forms of the softened loss; *concepts* is *mixture* with two object names before the text,
-one in five of them wrong. Controls: *constant* softens all pairs alike (ε = 0.4), *random* gives ε to other pairs.
+1,536 scenes of two emoji; 40 % of the captions are swapped with other scenes' and 30 % name one thing alone. The frozen
+image encoder is nano-clip's, 16 patch tokens; the bridge is a Q-Former with 2 layers and 4 queries, trained with all
+three losses for 200 steps in all arms. After 80 of them, and then after every 40, the two-Gaussian mixture is
+fitted to the plain loss of all pairs. *plain* never softens; *mixture* and *label_smoothing* are the two forms of the
+softened loss; *concepts* is *mixture* with two object names before the text, one in five of them wrong. Controls:
+*constant* softens all pairs alike (ε = 0.4), *random* gives ε to other pairs.
 
 ``r@1``: captions found for images and images for captions, on clean scenes, in percent; ``auroc``: of the last ε
-against the truth, which captions are swapped (0.5 is chance); ``recall``: objects that the greedy caption names.
+against the truth, which captions are swapped (0.5 is chance); ``recall``: objects that the greedy caption names, in
+percent. Learning rate, steps and initial weights were chosen on seed 100 with ``plain``. Seeds 0 to 2 went to an
+earlier form of this recipe, with an encoder of its own at 32 px, in which no arm learned to retrieve or to caption.
 """
 
 from collections.abc import Sequence
@@ -22,16 +24,25 @@ from torch.utils.data import TensorDataset
 
 from foveal.lab import Claim, Recipe, Run
 from foveal.pretrain.nevlp import ConceptQFormer, NevlpObjective, NoiseEstimator
-from foveal.recipes._noisy_pairs import VOCABULARY, WIDTH, pairs
+from foveal.recipes._noisy_pairs import VOCABULARY, splits
 from foveal.recipes._noisy_scores import estimate, recall, retrieval
 from foveal.train import FitConfig, fit
 
-STEPS, WARM_UP, REFRESH, BATCH = 180, 60, 40, 32
+STEPS, WARM_UP, REFRESH, BATCH, LR = 200, 80, 40, 32, 2e-3
+
+
+def narrow(vision_dim: int) -> ConceptQFormer:
+    """With initial weights that suit its width: BERT's 0.02 is for 768, and lets little of the image through 64."""
+    made = ConceptQFormer(64, 2, 4, 4, vision_dim, VOCABULARY, embed_dim=64, max_positions=16, dropout=0.0)
+    for module in made.modules():
+        if isinstance(module, nn.Linear) and module is not made.cls["predictions"].decoder:
+            nn.init.normal_(module.weight, std=0.7 * module.in_features**-0.5)
+    return made
 
 
 def arm(run: Run, mode: str = "mixture", noise: str = "estimated", concepts: bool = False) -> dict[str, float]:
-    data, test = run.shared(pairs, 0, 2000, False), run.shared(pairs, 10_000, 300, True)
-    bridge = run.build(ConceptQFormer, 48, 2, 4, 4, WIDTH, VOCABULARY, embed_dim=48, max_positions=16, dropout=0.0)
+    data, test = run.shared(splits)
+    bridge = run.build(narrow, data.features.shape[2])
     objective = NevlpObjective(nn.Identity(), bridge, mode=mode)
     run.cost(objective, tokens=data.features.shape[1])
     estimator, step, rng = NoiseEstimator(len(data.ids)), count(), run.generator("negatives")
@@ -47,7 +58,7 @@ def arm(run: Run, mode: str = "mixture", noise: str = "estimated", concepts: boo
         return objective(features, ids, ids > 0, *given, prob, rng).loss
 
     samples = TensorDataset(data.features, data.ids, data.names, torch.arange(len(data.ids)))
-    config = FitConfig(lr=2e-3, batch_size=BATCH, after_step=lambda objective: objective.logit_scale.clamp_())
+    config = FitConfig(lr=LR, batch_size=BATCH, after_step=lambda objective: objective.logit_scale.clamp_())
     fit(objective, samples, steps=run.steps(STEPS), loss=loss, config=config, on=run)
     estimate(objective, data, estimator, BATCH)
     found = float(roc_auc_score(data.noisy, estimator.noise_prob)) if data.noisy.any() else 0.5
@@ -70,6 +81,7 @@ RECIPE = Recipe(
         Claim("concepts", beats="mixture", on="recall", by=5.0),
     ],
     controls=("constant", "random"),
+    seeds=(3, 4, 5),
     real="foveal train clip-like --objective nevlp --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
