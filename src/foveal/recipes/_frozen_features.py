@@ -1,6 +1,6 @@
 """Four questions to the frozen patch tokens of an image encoder, about scenes of one emoji at 32 px."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,11 +21,13 @@ from foveal.pretrain.m3i_decoders import patch_tokens
 from foveal.recipes._singles import LENGTH, NOUNS, SCENES, SIZES, WORDS, captions
 
 PATCH, WIDTH = 8, 64
+NEAR = replace(SCENES, depth=(1.4, 1.6))
+"""Here even what is small covers a patch or two."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """``attributes``: size and colour behind. ``covered``: does the emoji take most of the patch?"""
+    """Pixels are in [−2, 2]. ``attributes``: size and colour behind. ``covered``: is most of the patch the emoji's?"""
 
     pixels: Float[Tensor, "n 3 32 32"]
     ids: Int[Tensor, "n l"]
@@ -36,10 +38,11 @@ class Shown:
 
 def shown(run: Run, first: int, n: int) -> Shown:
     """``n`` scenes of world ``first`` + seed."""
-    drawn = world.World(SCENES, first + run.seed, run.size(n), ())
+    drawn = world.World(NEAR, first + run.seed, run.size(n), ())
     scenes = [drawn.scene(i) for i in range(len(drawn))]
-    pictures = [draw(scene, SCENES.size) for scene in scenes]
-    pixels = to_tensor(np.stack([picture.image for picture in pictures]))
+    pictures = [draw(scene, NEAR.size) for scene in scenes]
+    # all-positive pixels give all tokens the same large offset: a momentum encoder's features would be nearly constant
+    pixels = 4 * (to_tensor(np.stack([picture.image for picture in pictures])) - 0.5)
     masks = torch.from_numpy(np.stack([picture.instance > 0 for picture in pictures])).float()[:, None]
     colours = sorted(world.COLOURS)
     attributes = [[SIZES.index(s.things[0].size), colours.index(s.background.name)] for s in scenes]

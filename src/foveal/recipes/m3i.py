@@ -1,13 +1,14 @@
 """M3I: is one stage with all targets at once better than the stages that it replaces, or than any one of them?
 
-Scenes of one emoji at 32 px: one in ten has a label, four a caption such as "a small dog on blue", five neither. The
+Scenes of one emoji at 32 px: two in ten have a label, four a caption such as "a small dog on blue", four neither. The
 same ViT (16 patches, width 64, 3 layers) in all arms, the same steps and images per step; view 2 is view 1 mirrored and
-of another brightness. *supervised*, *clip* and *data2vec* are single objectives, each on the images that it can use;
+of another contrast. *supervised*, *clip* and *data2vec* are single objectives, each on the images that it can use;
 *stages* chains the three, a third of the steps each; *m3i* does all in one; *unmixed* mixes every image with itself, so
-that the encoder sees it whole. The terms of features have λ = 2/64, two over their width. Control: *untrained*.
+that the encoder sees it whole. The terms of features have λ = 1/64, one over their width. Control: *untrained*.
 
 The frozen tokens are then asked alike in all arms: ``probe``, linear classes; ``neighbours``, size and colour by kNN;
-``iou``, which patches the emoji covers; ``r@1``, the caption by a ridge map; ``mean``, of the four.
+``iou``, which patches the emoji covers; ``r@1``, the caption by a ridge map; ``mean``, of the four. Learning rate, λ
+and the size of things were chosen on seed 100.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,9 @@ from foveal.recipes._singles import NOUNS
 from foveal.train import FitConfig, fit
 
 STEPS = 210
-WEIGHTS = {"intra": 2 / WIDTH, "inter": 2 / WIDTH, "text": 1.0, "label": 1.0}
-USE = {"supervised": range(1), "clip": range(1, 5), "data2vec": range(10)}
-"""Of ten samples number 0 has a label, 1 to 4 have a caption."""
+WEIGHTS = {"intra": 1 / WIDTH, "inter": 1 / WIDTH, "text": 1.0, "label": 1.0}
+USE = {"supervised": range(2), "clip": range(2, 6), "data2vec": range(10)}
+"""Of ten samples numbers 0 and 1 have a label, 2 to 5 have a caption."""
 
 
 def parts() -> M3IObjective:
@@ -42,14 +43,14 @@ def train(run: Run, objective: M3IObjective, module: nn.Module, use: range, step
     def loss(module: nn.Module, batch: Sequence[Tensor]) -> Tensor:
         pixels, ids, nouns, number = batch
         light = 0.7 + 0.6 * torch.rand(2, len(pixels), 1, 1, 1, generator=rng)
-        has_label, has_text = number == 0, (number > 0) & (number < 5)
+        has_label, has_text = number < 2, (number > 1) & (number < 6)
         mirrored = torch.tensor([[1.0, 0.0, 0.0, 1.0]]).expand(len(pixels), 4)
         views = light[0] * pixels, light[1] * pixels.flip(-1)
         return module(*views, ids, nouns, has_text, has_label, rng, mirrored).loss
 
     samples = TensorDataset(data.pixels[rows], data.ids[rows], data.nouns[rows], rows % 10)
     steps = run.steps(steps)
-    config = FitConfig(lr=1e-3, batch_size=32, after_step=lambda _: objective.after_step(min(next(step) / steps, 1.0)))
+    config = FitConfig(3e-3, 32, optimizer="muon", after_step=lambda _: objective.after_step(next(step) / steps))
     fit(module, samples, steps=steps, loss=loss, config=config, on=run)
 
 
@@ -81,6 +82,7 @@ RECIPE = Recipe(
         Claim("m3i", beats="data2vec", on="iou", by=-1.0),
     ],
     controls=("untrained", "unmixed"),
+    seeds=(3, 4, 5),
     real="foveal train clip-like --objective m3i --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
