@@ -10,12 +10,13 @@ from foveal.lab import Run
 from foveal.pretrain.cloc import region_batch, region_recall
 from foveal.pretrain.cloc_vesl import DetectorNoise, NoisyRegions, annotate_regions
 from foveal.recipes import _listed as data
-from foveal.recipes._region_towers import REGIONS
+from foveal.recipes._listed_tokens import frozen_tokens
+from foveal.recipes._region_towers import LENGTH, REGIONS
 
 
 def labelled(run: Run, n: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pixels and batch of ``n`` scenes as VESL labels them; those that it drops are missing."""
-    scenes, rng, samples, kept = data.listed(run, 0, n), run.rng("detector"), [], []
+    """Frozen tokens and batch of ``n`` scenes as VESL labels them; those that it drops are missing."""
+    scenes, rng, samples, kept = run.shared(data.listed, 0, n), run.rng("detector"), [], []
     for row, things in enumerate(scenes.things):
         boxes = (scenes.boxes[row] * data.SIZE).tolist()
         regions = [Region(tuple(box), caption=f"{c} {noun}") for box, (c, noun, _) in zip(boxes, things, strict=True)]
@@ -25,18 +26,19 @@ def labelled(run: Run, n: int) -> tuple[Tensor, dict[str, Tensor]]:
         if found is not None:
             samples.append(found)
             kept.append(row)
-    return scenes.pixels[kept], region_batch(samples, tokenize, REGIONS)
+    return run.shared(frozen_tokens, 0, n)[kept], region_batch(samples, tokenize, REGIONS)
 
 
 def tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
-    ids = data.encode(texts)
+    ids = torch.from_numpy(data.WORDS.encode(texts, LENGTH))
     return ids, ids > 0
 
 
 @torch.no_grad()
-def scores(run: Run, model: Any, test: data.Listed) -> dict[str, float]:
-    """With true boxes, and with boxes whose edges are off by a tenth of their sides."""
-    tokens, pooled = model.image_encoder(test.pixels)
+def scores(run: Run, model: Any, n: int) -> dict[str, float]:
+    """Of ``n`` scenes, with true boxes and with boxes whose edges are off by a tenth of their sides."""
+    test = run.shared(data.listed, 10_000, n)
+    tokens, pooled = model.image_encoder(run.shared(frozen_tokens, 10_000, n))
     sides = (test.boxes[..., 2:] - test.boxes[..., :2]).repeat(1, 1, 2)
     moved = test.boxes + 0.1 * sides * torch.randn(test.boxes.shape, generator=run.generator("jitter"))
     moved = moved.unflatten(-1, (2, 2)).sort(-2).values.flatten(-2).clamp(0, 1)

@@ -1,8 +1,10 @@
 """CLOC: does prompting patch tokens with boxes teach an image encoder where things are, at no cost to whole images?
 
-Scenes of three coloured shapes at 48 px (`_listed`), labelled by VESL as far as it can be run here: the truth stands in
-for the model that describes and for the detector, and errs as they do (a fifth of the things missing, box edges off by
-8 % of the sides, scores off by 0.15, half an invented box a picture; pictures whose best box is below 0.3 are dropped).
+Scenes of three coloured shapes (`_listed`), labelled by VESL as far as it can be run here: the truth stands in for the
+model that describes and for the detector, and errs as they do (a fifth of the things missing, box edges off by 8 % of
+the sides, scores off by 0.15, half an invented box a picture; pictures whose best box is below 0.3 are dropped). The
+image tower is nano-clip's and stays as it is; one layer on its patch tokens, the text tower and what the methods add
+learn from nothing (`_listed_tokens`).
 
 ``clip`` takes the texts of regions as further captions and has no boxes; ``roi`` gives them to the mean of the patches
 in the box; ``cloc`` to the Prompter, which also grounds them; ``no_grounding`` leaves the last part out; ``mean`` is
@@ -12,6 +14,10 @@ and ``roi`` have one more layer in the image tower, as large as the Prompter. Sa
 ``region_top1``: naming the shape in a true box (chance 12.5 %; in ``clip`` its vector is the mean of the patches in the
 box); ``region_r@1``: box to its text; ``jitter_loss``: points of top-1 that boxes off by a tenth of their sides cost;
 ``r@1``: image to caption.
+
+Seeds 0 to 2 were seen in an earlier version, whose image towers learned from nothing, at 48 px and in 160 steps, and in
+most arms hardly left chance. This one was tried on seed 100 only, which is not reported; all arms share its learning
+rate.
 """
 
 from functools import partial
@@ -22,30 +28,33 @@ from torch import Tensor
 
 from foveal.lab import Claim, Recipe, Run
 from foveal.pretrain.cloc import ClocObjective
-from foveal.recipes import _listed as data
+from foveal.recipes._listed_tokens import JOINT, WIDTH
 from foveal.recipes._region_labels import labelled, scores
-from foveal.recipes._region_towers import JOINT, REGIONS, WIDTH, Eyes, Reader, RoiTowers
+from foveal.recipes._region_towers import IGNORE_ABOVE, REGIONS, Eyes, Reader, RoiTowers
 from foveal.train import FitConfig, fit
+
+SCENES, TEST, STEPS = 1200, 300, 150
 
 
 def cloc(pool: str = "prompt", grounding: float = 1.0) -> ClocObjective:
-    return ClocObjective(Eyes(), Reader(), WIDTH, JOINT, REGIONS, lambda_ground=grounding, pool=pool)
+    options: Any = {"lambda_ground": grounding, "ignore_above": IGNORE_ABOVE, "pool": pool}
+    return ClocObjective(Eyes(), Reader(), WIDTH, JOINT, REGIONS, **options)
 
 
 def arm(run: Run, make: Any = cloc, wrong: bool = False) -> dict[str, float]:
-    pixels, batch = run.shared(labelled, 3000)
-    order = torch.randperm(len(pixels), generator=run.generator("wrong")) if wrong else torch.arange(len(pixels))
+    frozen, batch = run.shared(labelled, SCENES)
+    order = torch.randperm(len(frozen), generator=run.generator("wrong")) if wrong else torch.arange(len(frozen))
 
     def loss(model: Any, rows: tuple[Tensor]) -> Tensor:
         parts = {name: part[rows[0]] for name, part in batch.items()}
         parts["boxes"] = batch["boxes"][order[rows[0]]]
-        return model(pixels[rows[0]], **parts).loss
+        return model(frozen[rows[0]], **parts).loss
 
     model = run.build(make)
     run.cost(model)
-    config = FitConfig(lr=1e-3, after_step=lambda model: model.clamp_())
-    fit(model, [(row,) for row in range(len(pixels))], steps=run.steps(160), loss=loss, config=config, on=run)
-    found = scores(run, model, run.shared(data.listed, 10_000, 400))
+    config = FitConfig(lr=2e-3, after_step=lambda model: model.clamp_())
+    fit(model, [(row,) for row in range(len(frozen))], steps=run.steps(STEPS), loss=loss, config=config, on=run)
+    found = scores(run, model, TEST)
     if wrong:  # who does not look at boxes loses nothing by theirs, and that is no merit
         del found["jitter_loss"]
     return found
@@ -70,6 +79,7 @@ RECIPE = Recipe(
         Claim("cloc", beats="no_grounding", on="region_top1"),
     ],
     controls=("wrong_boxes",),
+    seeds=(3, 4, 5),
     real="foveal train clip-like --objective cloc --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
