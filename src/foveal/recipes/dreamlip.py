@@ -12,8 +12,7 @@ as ``several`` reads; ``shuffled`` is ``dreamlip`` on texts of other images.
 
 ``r@1``: image to clean short caption and back; ``miou``: naming patches by their nearest noun; ``pointing``: how much
 more of the grouping weights of a sentence lies on its thing than of the picture, in points. The image's vector is the
-mean of projected patches, so that all arms train the projection by which patches are named. One learning rate,
-that of CLOC's recipe.
+mean of projected patches, so that all arms train the projection by which patches are named. One learning rate.
 """
 
 from collections.abc import Sequence
