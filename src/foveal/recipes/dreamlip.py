@@ -28,7 +28,7 @@ from foveal.recipes._listed_tokens import frozen_tokens
 from foveal.recipes._sentence_towers import SentenceTowers, captions, scores
 from foveal.train import FitConfig, fit
 
-SCENES, TEST, STEPS, SEVERAL = 1200, 300, 150, 3
+SCENES, TEST, STEPS, SEVERAL = 1200, 300, 240, 3
 
 
 def raw(said: Captions, rng: torch.Generator) -> list[str]:
