@@ -1,4 +1,4 @@
-"""A start, pre-training on captions and regions by tasks in turn, and fine-tuning on questions.
+"""A start, and pre-training on captions and regions by tasks in turn.
 
 BERT's initial weights of 0.02 suit a width of 768. At a width of 96 they leave attention without effect and the losses
 flat for hundreds of steps, so all maps start with a gain of one here; Muon shortens the flat stretch further.
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from itertools import cycle
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -22,13 +21,11 @@ from foveal.pretrain.uniter import (
     replace_images,
     sample_region_mask,
 )
-from foveal.pretrain.uniter_model import INPUTS
 from foveal.recipes import _regions_words as words
 from foveal.recipes._regions import Regions
 from foveal.train import FitConfig, fit
 
 MASKED_WORDS = 0.3  # with the paper's 0.15, six words would often have none, and the first would be hidden instead
-LABELLED = 2000
 
 
 def started(sizes: UNITERConfig) -> UNITERForPretraining:
@@ -85,31 +82,3 @@ def masked(batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
     )
     regions = sample_region_mask(seen, uniform=torch.rand(seen.shape, generator=rng))
     return {**batch, "hidden_ids": hidden, "labels": labels, "masked_regions": regions}
-
-
-class Answerer(nn.Module):
-    """The pooled vector -> one of the answers."""
-
-    def __init__(self, model: UNITERForPretraining) -> None:
-        super().__init__()
-        self.uniter = model.uniter
-        self.head = nn.Linear(model.uniter.config.hidden_size, len(words.ANSWERS))
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.head(self.uniter(*(batch[name] for name in INPUTS))[1])
-
-
-def vqa(run: Run, model: UNITERForPretraining, data: Regions, test: Regions, steps: int) -> float:
-    """Fine-tunes the model on one question about each of the first scenes; accuracy on later scenes in percent."""
-    answerer = run.build(Answerer, model)
-
-    def loss(answerer: Answerer, parts: Sequence[Tensor]) -> Tensor:
-        return F.cross_entropy(answerer(data.batch(*parts[:2])), parts[2])
-
-    ids, answers = words.asked(data.things[:LABELLED], run.rng("questions"))
-    asked = TensorDataset(ids, torch.arange(len(ids)), answers)
-    fit(answerer, asked, steps=run.steps(steps), loss=loss, config=FitConfig(lr=3e-3, optimizer="muon"), on=run)
-    ids, answers = words.asked(test.things, run.rng("later questions"))
-    with torch.no_grad():
-        said = answerer(test.batch(ids, torch.arange(len(ids)))).argmax(1)
-    return 100 * (said == answers).float().mean().item()

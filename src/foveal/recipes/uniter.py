@@ -23,9 +23,11 @@ from functools import partial
 from foveal.lab import Claim, Recipe, Run
 from foveal.pretrain.uniter import UNITERConfig
 from foveal.recipes import _regions_words as words
-from foveal.recipes._regions import REGIONS, WIDTH, scenes, stocks
+from foveal.recipes._regions import REGIONS, scenes
+from foveal.recipes._regions_answers import vqa
 from foveal.recipes._regions_scores import rank, word_region
-from foveal.recipes._regions_training import pretrain, started, vqa
+from foveal.recipes._regions_stock import WIDTH, stocks
+from foveal.recipes._regions_training import pretrain, started
 
 SIZES = UNITERConfig(
     words.VOCABULARY, 96, 2, 4, 192, words.LENGTH, dropout=0.0, img_dim=WIDTH, img_label_dim=1 + len(words.NOUNS)
