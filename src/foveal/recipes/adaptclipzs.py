@@ -73,7 +73,8 @@ RECIPE = Recipe(
         Claim("names", beats="described", on="novel", by=-5.0, published="descriptions at the test alone do not help"),
     ],
     controls=("shuffled", "diagonal", "one"),
-    real="foveal adapt adaptclipzs --model openai/clip-vit-base-patch32 --train few.csv --captions captions.json",
+    real="foveal adapt adaptclipzs --model openai/clip-vit-base-patch32 --train train.csv --captions captions.json "
+    "--test test.csv -o tuned",
     example="""
 import numpy as np
 import torch
