@@ -49,7 +49,7 @@ def tune(run: Run, method: str, weights: Weights = RELEASED, tuned: bool = False
         found = best(run, sets, method, weights, tuned)
         scores.append([percent_right(found, sets, names) for names in (["test"], STYLES)])
     learnt = nn.ModuleList(part for part in (found.mlp_, found.head_) if part)
-    run.cost(learnt.requires_grad_())
+    run.cost(learnt.requires_grad_())  # a fitted model is frozen, but this is what was trained
     return dict(zip(("ID", "OOD"), torch.tensor(scores).mean(0).tolist(), strict=True))
 
 

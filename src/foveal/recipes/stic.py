@@ -10,6 +10,8 @@ Same steps in all trained arms but *stage1*, and the same learning rate in each 
 alone all the time, *positives* imitates the chosen descriptions in stage 1. *stage1* ends after it (*alpha0*: without
 the regulariser), *stic* goes on, *stic.dar* asks the same model with its own description in front. VQA: held-out
 questions about presence, colour, number and relation. Captions are judged under a short prompt.
+
+Inconclusive: the host answers these questions nearly as well before; what is left is within its noise.
 """
 
 from functools import partial
