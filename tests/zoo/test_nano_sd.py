@@ -111,12 +111,13 @@ def test_load_samples_in_float32_and_follows_the_seed(trained):
 
     def sample(seed, prompt="a red star"):
         generator = torch.Generator().manual_seed(seed)
-        return np.array(pipeline(prompt, num_inference_steps=2, generator=generator).images[0])
+        # Latents: after four steps of training the prompt moves them by less than the 1/255 that a picture rounds to.
+        return pipeline(prompt, num_inference_steps=2, generator=generator, output_type="latent").images
 
-    assert sample(0).shape == (64, 64, 3)
     assert (sample(0) == sample(0)).all()
     assert (sample(0) != sample(1)).any()
     assert (sample(0) != sample(0, "a dog")).any()
+    assert np.array(pipeline("a red star", num_inference_steps=1).images[0]).shape == (64, 64, 3)
 
 
 def test_finished_stages_are_not_repeated(trained, text, tmp_path, monkeypatch):
