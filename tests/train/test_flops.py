@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,4 +48,11 @@ def test_counts_until_an_error_and_not_after_it():
     with pytest.raises(RuntimeError, match="size mismatch"), counter:
         (matrix @ matrix) @ torch.ones(3)
     matrix @ matrix
+    assert counter.total == 128
+
+
+def test_counts_fake_tensors():
+    with FlopCounter() as counter, FakeTensorMode():
+        matrix = torch.ones(4, 4)
+        matrix @ matrix.to(device=matrix.device, dtype=torch.float64).float()
     assert counter.total == 128

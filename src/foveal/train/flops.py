@@ -70,5 +70,6 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-_ATOMS: set[Any] = set()  # operations that are made of no others
+# operations that are made of no others; of the device of a fake tensor torch cannot even say whether it is one
+_ATOMS: set[Any] = {torch.ops.prim.device.default}
 _watches: list[_Watch] = []  # the same one for every open counter
