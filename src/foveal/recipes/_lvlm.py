@@ -58,7 +58,11 @@ def exam(run: Run, nano: Nano, options: Options | None = None) -> dict[str, floa
 
 def described(run: Run, nano: Nano, options: Options | None = None) -> dict[str, float]:
     """Long captions: percentages of objects named rightly and of those found, CHAIR, and words."""
-    items, outputs = answered(run, nano, "caption", CAPTIONS, options)
+    return told(*answered(run, nano, "caption", CAPTIONS, options))
+
+
+def told(items: Sequence[Item], outputs: Sequence[Json]) -> dict[str, float]:
+    """Percentages and words of long captions."""
     found = {metric.name: metric.value for metric in TASKS["world-caption"].score(items, outputs).metrics}
     shares = ("object precision", "object recall", "object F1", "CHAIR_i", "CHAIR_s")
     return {**{name: 100 * found[name] for name in shares}, "words": found["mean length"]}

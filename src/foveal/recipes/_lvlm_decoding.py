@@ -6,11 +6,12 @@ from typing import Any
 from foveal.decode.base import ContrastProcessor
 from foveal.evaluate.tasks import TASKS
 from foveal.lab import Run
-from foveal.recipes._lvlm import Options, answered, described, host
+from foveal.recipes._lvlm import Options, host
+from foveal.recipes._lvlm_hard import answered, described
 from foveal.zoo.nano import Nano
 
 SCENES = 75
-"""Held-out ones, each with four questions of the kind "Is there a …?"."""
+"""Held-out hard ones, each with four questions of the kind "Is there a …?"."""
 Make = Callable[[Nano, Mapping[str, Any]], ContrastProcessor]
 
 

@@ -12,9 +12,10 @@ from foveal.compress.fopru import encoder_attention
 from foveal.data.world.draw import draw
 from foveal.data.world.layout import scene as lay_out
 from foveal.decode.damro import cls_attention, outlier_indices
-from foveal.evaluate.tasks.worlds import LLAVA_WORLD, held_out
+from foveal.evaluate.tasks.worlds import held_out
 from foveal.lab import Run, figures
 from foveal.recipes._lvlm import host
+from foveal.recipes._lvlm_hard import HARD_WORLD
 from foveal.zoo.nano import Nano
 
 PICTURES, SHOWN = 64, 8
@@ -22,11 +23,11 @@ PICTURES, SHOWN = 64, 8
 
 @torch.no_grad()
 def premise(run: Run, k: int) -> dict[str, float]:
-    """Percentages over 64 held-out scenes; draws the outliers of the first eight."""
+    """Percentages over 64 held-out hard scenes; draws the outliers of the first eight."""
     nano = run.shared(host)
     tower, layer = nano.model.model.vision_tower, nano.model.config.vision_feature_layer
     tower = getattr(tower, "vision_model", tower)
-    drawn = [draw(lay_out(LLAVA_WORLD, held_out(run.seed, 50), i), LLAVA_WORLD.size) for i in range(PICTURES)]
+    drawn = [draw(lay_out(HARD_WORLD, held_out(run.seed, 50), i), HARD_WORLD.size) for i in range(PICTURES)]
     pixels = nano.processor.image_processor([one.image for one in drawn], return_tensors="pt").pixel_values
     block = tower.encoder.layers[layer]
     hidden = block.layer_norm1(tower(pixels, output_hidden_states=True).hidden_states[layer - 1])

@@ -14,6 +14,7 @@ from foveal.decode.debias_closed import label_probs, surface_forms
 from foveal.lab import Run
 from foveal.recipes._lvlm import BATCH, asked, host
 from foveal.recipes._lvlm_decoding import SCENES
+from foveal.recipes._lvlm_hard import asked as hard
 from foveal.recipes._lvlm_tuning import copied, lessons, tune
 from foveal.zoo.nano import Nano
 
@@ -39,10 +40,11 @@ def skewed(run: Run) -> Nano:
 def first_logits(run: Run, biased: bool) -> Seen:
     """For `Run.shared`: of each test question the logits of the first token, those without the picture, and the truth.
 
-    Half of the questions are to be answered with yes.
+    The unbiased host is asked about hard scenes. Half of the questions are to be answered with yes.
     """
     nano = run.shared(skewed) if biased else run.shared(host)
-    items = [item for item in run.shared(asked, "existence", SCENES) if item.truth["choice"] in ("present", "popular")]
+    questions = run.shared(asked if biased else hard, "existence", SCENES)
+    items = [item for item in questions if item.truth["choice"] in ("present", "popular")]
     seen, free = [], []
     for start in range(0, len(items), BATCH):
         part = items[start : start + BATCH]

@@ -2,16 +2,17 @@
 
 from foveal.evaluate.tasks import TASKS
 from foveal.lab import Run
-from foveal.recipes._lvlm import answered, host
+from foveal.recipes._lvlm import host
+from foveal.recipes._lvlm_hard import answered
 from foveal.recipes._preferences import Seen
 from foveal.zoo.nano import Nano
 
 CAPTIONS, ASKED = 64, 24
-"""Held-out scenes that are described, and those that are asked about with four questions each."""
+"""Held-out hard scenes that are described, and those that are asked about with four questions each."""
 
 
 def made_up(run: Run, seen: Seen) -> dict[str, float]:
-    """POPE's questions and detailed captions of held-out scenes, in percent and words."""
+    """POPE's questions and detailed captions of held-out hard scenes, in percent and words."""
     run.cost(seen.model)
     nano = Nano(seen.model.eval(), run.shared(host).processor)
     items, outputs = answered(run, nano, "existence", ASKED)

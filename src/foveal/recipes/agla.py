@@ -1,11 +1,12 @@
 """AGLA: does a second look at the part of the picture that the question is about make answers truer?
 
-Host: nano-llava as shipped. POPE's questions on held-out scenes and long captions (CHAIR). The matcher is nano-clip:
-where its class token looks, by the gradient of the cosine with the question; ``pointing`` is how often the top of its
-map of "a dog" lies in a dog. All but three arms are greedy. *agla* is the paper's (α = 2, β = ½); *fixed* always keeps
-80 % of the pixels; *shuffled* uses the map of another question of the batch; *view* answers from the masked view alone;
-*beam* spends the second pass on a second beam. Since α = 2 also sharpens, three arms sample at temperature 1:
-*plain.sampled*, *agla.sampled*, and *sharp.sampled*, the host's own logits times three.
+Host: nano-llava as shipped, on held-out scenes with more and smaller things than those that it knows, where it makes
+things up. POPE's questions and long captions (CHAIR). The matcher is nano-clip: where its class token looks, by the
+gradient of the cosine with the question; ``pointing`` is how often the top of its map of "a dog" lies in a dog. All but
+three arms are greedy. *agla* is the paper's (α = 2, β = ½); *fixed* always keeps 80 % of the pixels; *shuffled* uses
+the map of another question of the batch; *view* answers from the masked view alone; *beam* spends the second pass on a
+second beam. Since α = 2 also sharpens, three arms sample at temperature 1: *plain.sampled*, *agla.sampled*, and
+*sharp.sampled*, the host's own logits times three.
 
 Departure from the paper: CLIP in the place of BLIP, which would be larger than the host.
 """

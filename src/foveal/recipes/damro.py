@@ -1,10 +1,11 @@
 """DAMRO: do the patches that the class token attends to most, shown alone, tell what a model would make up?
 
-Host: nano-llava as shipped. POPE's questions on held-out scenes (objects that are there, and absent ones of three
-kinds) and long captions (CHAIR: share of named objects that are not there; recall: share of those there that are
-named). All arms are greedy: *damro2* and *damro4* contrast with the two or four outlier patches of the paper's rule,
-*random* with four patches chosen by chance, *norm* with the four features of largest norm, *vdd* with no picture at
-all (`debias`); α = 1 and β = 0.1 in each. *beam* spends the second pass on a second beam.
+Host: nano-llava as shipped, on held-out scenes with more and smaller things than those that it knows, where it makes
+things up. POPE's questions (objects that are there, and absent ones of three kinds) and long captions (CHAIR: share of
+named objects that are not there; recall: share of those there that are named). All arms are greedy: *damro2* and
+*damro4* contrast with the two or four outlier patches of the paper's rule, *random* with four patches chosen by chance,
+*norm* with the four features of largest norm, *vdd* with no picture at all (`debias`); α = 1 and β = 0.1 in each.
+*beam* spends the second pass on a second beam.
 
 The premise, measured in *damro4*: ``outliers on background``, the share of the four patches with no thing on them,
 beside ``background``, that share of all patches; ``attention on outliers``, how much of the class token's attention to

@@ -1,15 +1,16 @@
 """Debias: does taking away what a model would answer blindly make its answers truer?
 
-Open answers, on nano-llava as shipped: POPE's questions on held-out scenes, and long captions (CHAIR). *vdd* and
-*vdd.half* contrast with the prompt without its picture (α = 1 and ½, β = 0.1), *shuffled* likewise with the prompt of
-another question of the batch; *beam* spends the second pass on a second beam. All are greedy. ``spread`` is how far
-accuracy moves over the paper's 48 settings of temperature, top-p and top-k alone.
+Open answers, on nano-llava as shipped: POPE's questions and long captions (CHAIR), on held-out scenes with more and
+smaller things than those that it knows, where it makes things up. *vdd* and *vdd.half* contrast with the prompt without
+its picture (α = 1 and ½, β = 0.1), *shuffled* likewise with the prompt of another question of the batch; *beam* spends
+the second pass on a second beam. All are greedy. ``spread`` is how far accuracy moves over the paper's 48 settings of
+temperature, top-p and top-k alone.
 
-Closed answers, on a host with a prior: nano-llava trained for 40 more steps on questions of which 85 % are to be
-answered with yes. Test questions are balanced: ``yes share`` should be 50 %. *prior* takes the more probable of yes and
-no; *post* divides by the answer without the picture, *post.fitted* by its mean over all questions, *post.identity*
-subtracts it, and *post.permuted* divides by that of another question. nano-llava has no ``<unk>`` token, so that only
-the prompt without any image token stands for "no picture".
+Closed answers, on scenes as it knows them, of a host with a prior: nano-llava trained for 40 more steps on questions of
+which 85 % are to be answered with yes. Test questions are balanced: ``yes share`` should be 50 %. *prior* takes the
+more probable of yes and no; *post* divides by the answer without the picture, *post.fitted* by its mean over all
+questions, *post.identity* subtracts it, and *post.permuted* divides by that of another question. nano-llava has no
+``<unk>`` token, so that only the prompt without any image token stands for "no picture".
 """
 
 from collections.abc import Callable

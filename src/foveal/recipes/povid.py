@@ -1,9 +1,10 @@
 """POVID: does preference tuning against made-up answers, written and noise-triggered, make a model invent less?
 
-Host: nano-llava as shipped, which invents some of what it tells. Preferred are true captions of scenes that it has not
-seen, dispreferred the same captions with absent companions, swapped places or wrong attributes, written by rules into
-as many words. Detailed captions of held-out scenes are judged by CHAIR (share of mentions, and of captions, with
-something that is not there) and by how many of the objects that are there they name; POPE asks for objects one by one.
+Host: nano-llava as shipped, on scenes with more and smaller things, farther away, than those that it knows: there it
+makes things up. Preferred are true captions of such scenes, dispreferred the same captions with absent companions,
+swapped places or wrong attributes, written by rules into as many words. Detailed captions of held-out ones are judged
+by CHAIR (share of mentions, and of captions, with something that is not there) and by how many of the objects that are
+there they name; POPE asks for objects one by one.
 
 Each arm sees the same pictures and true captions in the same batches, with the same number of steps and one learning
 rate: *sft* imitates the true captions; *dpo* is DPO against the written errors alone; *povid* is that for the first
@@ -71,6 +72,7 @@ RECIPE = Recipe(
         Claim("povid", beats="base", on="object recall", by=-2.0),
     ],
     controls=("base", "noise0"),
+    seeds=(3, 4, 5),  # 0 to 2 were run on scenes in which the host hardly makes anything up
     real="foveal align povid --model llava-hf/llava-1.5-7b-hf --images photos/",
     example="""
 import torch

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from foveal.data.world.config import WorldConfig
 from foveal.data.world.layout import scene as lay_out
 from foveal.data.world.phrases import ALIKE
 from foveal.data.world.vocabulary import COMPANIONS
@@ -32,14 +33,14 @@ _SUMS: tuple[tuple[str, Better], ...] = (
 )
 
 
-def world_items(setting: Setting) -> list[Item]:
+def world_items(setting: Setting, world: WorldConfig = LLAVA_WORLD) -> list[Item]:
     """n held-out scenes, to be described."""
     seed = held_out(setting.seed, 30)
     items = []
     for index in range(setting.n):
-        scene = lay_out(LLAVA_WORLD, seed, index)
+        scene = lay_out(world, seed, index)
         truth = {"objects": list(dict.fromkeys(thing.noun for thing in scene.things))}
-        items.append(Item(scene.key, (PROMPT,), picture(scene, LLAVA_WORLD), truth))
+        items.append(Item(scene.key, (PROMPT,), picture(scene, world), truth))
     return items
 
 

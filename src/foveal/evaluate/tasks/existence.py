@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 
 from foveal.data.world.absent import CHOICES, Negatives
+from foveal.data.world.config import WorldConfig
 from foveal.data.world.layout import scene as lay_out
 from foveal.data.world.phrases import article
 from foveal.data.world.vocabulary import COMPANIONS
@@ -36,17 +37,17 @@ def frequency_bins() -> dict[str, str]:
     return {noun: BINS[3 * place // len(ranked)] for place, noun in enumerate(ranked)}
 
 
-def world_items(setting: Setting) -> list[Item]:
+def world_items(setting: Setting, world: WorldConfig = LLAVA_WORLD) -> list[Item]:
     """For each of n scenes a noun that is there and three that are not: any, a popular one, a usual companion.
 
     Only scenes whose things leave an absent companion; the noun that is there counts in all three comparisons.
     """
     seed = held_out(setting.seed, 10)
-    choosers = [Negatives(choice, LLAVA_WORLD) for choice in CHOICES]
+    choosers = [Negatives(choice, world) for choice in CHOICES]
     items: list[Item] = []
     index = 0
     while len(items) < 4 * setting.n:
-        scene, rng = lay_out(LLAVA_WORLD, seed, index), np.random.default_rng((seed, index, 1))
+        scene, rng = lay_out(world, seed, index), np.random.default_rng((seed, index, 1))
         index += 1
         if not choosers[2].companions(scene):
             continue
@@ -57,7 +58,7 @@ def world_items(setting: Setting) -> list[Item]:
         for choice, noun, answer in asked:
             text = QUESTION.format(f"{article(noun)} {noun}")
             truth = {"answer": answer, "choice": choice, "noun": noun, "companion": noun in beside}
-            items.append(Item(f"{scene.key} {choice}", (text,), picture(scene, LLAVA_WORLD), truth))
+            items.append(Item(f"{scene.key} {choice}", (text,), picture(scene, world), truth))
     return items
 
 
