@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from foveal.nn.cosine import unit_rows
 from foveal.nn.text import TextTransformer
-from foveal.nn.vit import VisionTransformer
 from foveal.pretrain.grain import (
     GrainDecoder,
     GrainObjective,
@@ -15,20 +14,10 @@ from foveal.pretrain.grain import (
     region_description_loss,
     zero_shot_logits,
 )
-from foveal.recipes._creatures import LONGEST, SIZE, WORDS, Parts, prompts, tokenize
+from foveal.recipes._creatures import LONGEST, WORDS, Parts, prompts, tokenize
+from foveal.recipes._listed_tokens import WIDTH, Looks
 
-WIDTH, QUERIES = 64, 5
-
-
-class Tokens(nn.Module):
-    """The image tower as `GrainObjective` wants it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vit = VisionTransformer(SIZE, 8, WIDTH, 3, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.vit.tokens(images)
+QUERIES = 5
 
 
 class CreatureTowers(nn.Module):
@@ -37,20 +26,20 @@ class CreatureTowers(nn.Module):
     def __init__(self, loss: str) -> None:
         super().__init__()
         text = TextTransformer(LONGEST, len(WORDS), WIDTH, 2, 4, output_dim=WIDTH)
+        nn.init.normal_(text.token_embedding.weight)  # CLIP's 0.02 suits a width of 512
         decoder = GrainDecoder(WIDTH, WIDTH, QUERIES, WIDTH, 4, 2, 2 * WIDTH, dropout=0.0)
-        self.kind, self.objective = loss, GrainObjective(Tokens(), text, decoder)
+        self.kind, self.objective = loss, GrainObjective(Looks(4, 4), text, decoder)
 
-    def forward(
-        self, images: Tensor, ids: Tensor, mask: Tensor, desc_ids: Tensor, desc_mask: Tensor, *where: Tensor
-    ) -> Tensor:
+    def forward(self, **batch: Tensor) -> Tensor:
+        """A batch of `_creature_pictures.collator`."""
         if self.kind == "grain":
-            return self.objective(images, ids, mask, desc_ids, desc_mask, *where).loss
-        valid, objective = where[1], self.objective
-        found, scale = objective.decoder(objective.vision(images)), objective.logit_scale()
-        loss = image_caption_loss(found.image, objective.text(ids, mask), scale)
+            return self.objective(**batch).loss
+        valid, objective = batch["valid"], self.objective
+        found, scale = objective.decoder(objective.vision(batch["images"])), objective.logit_scale()
+        loss = image_caption_loss(found.image, objective.text(batch["caption_ids"], batch["caption_mask"]), scale)
         if self.kind == "captions":
             return loss
-        said = objective.text(desc_ids[valid], desc_mask[valid])
+        said = objective.text(batch["desc_ids"][valid], batch["desc_mask"][valid])
         desc = said.new_zeros(*valid.shape, said.shape[1]).index_put((valid,), said)
         if self.kind == "similarity":
             return loss + region_description_loss(found.regions, desc, valid, alike(found.regions, desc, valid), scale)

@@ -1,7 +1,8 @@
 """Creatures of three parts: a class is a combination of them, so that new classes are made of known parts.
 
 Four heads, four bodies and four tails. A class is a head h, a body b and a tail: h + b of the 16 classes with a name,
-h + b + 1 (mod 4) of the 8 that are held out. Captions name the class, descriptions name one part each.
+h + b + 1 (mod 4) of the 8 that are held out. Captions name the class, one in twenty a part instead; descriptions name
+one part each.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from foveal.data.world.draw import draw
 from foveal.data.world.scene import Background, Scene, Thing
 from foveal.pretrain.grain import descriptor_suffix
 
-SIZE, LONGEST = 48, 12
+SIZE, LONGEST = 96, 12
 HEADS = (("star", "red", "plain"), ("heart", "yellow", "plain"), ("cross", "blue", "plain"), ("ring", "green", "plain"))
 BODIES = (
     ("circle", "orange", "striped"),
@@ -31,6 +32,8 @@ TAILS = (
 GROUNDS = ("white", "black", "brown")
 WHERE = (("head", HEADS, 0.0, -0.24, 0.13), ("body", BODIES, 0.0, 0.08, 0.21), ("tail", TAILS, 0.28, 0.2, 0.12))
 """Part, its kinds, its place from the middle of the creature, its radius."""
+MENTIONED = 0.1
+"""How many of the new captions tell of a part, as captions of the web at times do."""
 NAMES = (
     *("zog", "blick", "dax", "wug", "fep", "toma", "kiki", "bouba"),
     *("gazzer", "lorp", "modi", "nizu", "pilk", "querl", "rist", "sarn"),
@@ -55,14 +58,18 @@ CALLED = dict(zip(SEEN, NAMES, strict=True))
 def prompts(parts: Parts) -> list[str]:
     """A class by its parts; a class that is held out has no name that a model could know."""
     name = CALLED.get(parts, "creature")
-    return [f"a {name}{descriptor_suffix(f'has {described(part, kind)}')}" for part, kind in enumerate(parts)]
+    return [with_part(name, part, kind) for part, kind in enumerate(parts)]
 
 
-def _captions(name: str, ground: str) -> tuple[str, str]:
-    return f"a {name} on {ground}", f"this {name} stands in front of {ground}"
+def with_part(name: str, part: int, kind: int) -> str:
+    return f"a {name}{descriptor_suffix(f'has {described(part, kind)}')}"
 
 
-SAID = [text for name in (*NAMES, "creature") for ground in GROUNDS for text in _captions(name, ground)]
+def standing(name: str, ground: str) -> str:
+    return f"this {name} stands in front of {ground}"
+
+
+SAID = [text for name in NAMES for ground in GROUNDS for text in (f"a {name} on {ground}", standing(name, ground))]
 ASKED = [prompt for parts in (*SEEN, *HELD_OUT) for prompt in prompts(parts)]
 WORDS = WordIds.of([*SAID, *VOCABULARY, *ASKED])
 
@@ -87,6 +94,6 @@ def creature(parts: Parts, rng: np.random.Generator) -> Sample:
         Region((float(x0), float(y0), float(x1), float(y1)), "creature", described(part, kind))
         for part, (kind, (x0, y0, x1, y1)) in enumerate(zip(parts, drawing.boxes, strict=True))
     ]
-    return Sample(
-        "creature", (drawing.image,), _captions(CALLED.get(parts, "creature"), ground), regions=tuple(regions)
-    )
+    name, part = CALLED.get(parts, "creature"), int(rng.integers(3))
+    told = with_part("creature", part, parts[part]) if rng.random() < MENTIONED else standing(name, ground)
+    return Sample("creature", (drawing.image,), (f"a {name} on {ground}", told), regions=tuple(regions))

@@ -1,7 +1,10 @@
-"""The scenes of `_listed` as patch tokens of nano-clip, which nobody trains here, and a tower that learns on them."""
+"""Pictures as patch tokens of nano-clip, which nobody trains here, and a tower that learns on them."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from foveal import zoo
@@ -15,15 +18,20 @@ from foveal.recipes import _listed as data
 PIXELS, FROZEN, WIDTH, JOINT = 96, 128, 96, 64
 
 
-@torch.no_grad()
 def frozen_tokens(run: Run, first: int, n: int) -> Float[Tensor, "n p d"]:
-    """Of what ``listed(run, first, n)`` shows, drawn at 96 px: means of 2 × 2 tokens, one for each of its patches."""
+    """Of what ``listed(run, first, n)`` shows, drawn at 96 px: one for each of its patches."""
     drawn = world.World(data.SCENES, first + run.seed, run.size(n), ())
+    return tokens_of([draw(drawn.scene(row), PIXELS).image for row in range(len(drawn))])
+
+
+@torch.no_grad()
+def tokens_of(images: Sequence[UInt8[np.ndarray, "96 96 3"]]) -> Float[Tensor, "n p d"]:
+    """Means of 2 × 2 tokens of nano-clip."""
     nano = zoo.load("nano-clip")
     found = []
-    for rows in torch.arange(len(drawn)).split(64):
-        pictures = [draw(drawn.scene(int(row)), PIXELS).image for row in rows]
-        pixels = nano.processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    for start in range(0, len(images), 64):
+        part = list(images[start : start + 64])
+        pixels = nano.processor.image_processor(images=part, return_tensors="pt")["pixel_values"]
         fine = nano.model.vision_model(pixels).last_hidden_state[:, 1:]
         grid = fine.mT.unflatten(2, (2 * data.GRID, 2 * data.GRID))
         found.append(nn.functional.avg_pool2d(grid, 2).flatten(2).mT)

@@ -1,8 +1,9 @@
 """GRAIN: does predicting where a description lives help to recognise new combinations of known parts?
 
-Creatures of three parts at 48 px (`_creatures`): captions name one of 16 classes, descriptions name one part each.
-Descriptions and boxes come from GRAIN's own pipeline, with the truth in place of its two models and spoilt as they
-are (a fifth missing, a tenth about something else, edges off by 8 %, 0.3 invented boxes a picture).
+Creatures of three parts (`_creatures`), seen as patch tokens of nano-clip, which nobody trains here: captions name one
+of 16 classes, descriptions name one part each. Descriptions, boxes and new captions come from GRAIN's own pipeline,
+with the truth in place of its two models and spoilt as they are (a fifth missing, a tenth about something else, edges
+off by 8 %, 0.3 invented boxes a picture).
 
 All arms have the same towers and the same decoder as their pooling head, see the same texts and take the same steps:
 ``clip`` learns from captions alone, ``more_captions`` takes each description as a further caption of its image,
@@ -12,46 +13,44 @@ the boxes and descriptions of another image.
 ``held_out``: zero-shot accuracy on 8 new combinations from descriptions alone (chance 12.5 %); ``seen``: on the 16,
 from names and descriptions; ``r@1``: image to caption; ``box_iou``: overlap of predicted boxes and true parts.
 The learning rate is the same in all arms.
-
-Not reproduced: in 150 steps what regions learn seems not to reach the image's vector, which names classes.
 """
 
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from foveal.lab import Claim, Recipe, Run, figures
 from foveal.nn.boxes import centres, corners, iou
 from foveal.pretrain.grain import match_boxes
-from foveal.recipes._creature_pictures import pictures, pixels, training
+from foveal.recipes._creature_pictures import collator, pictures, training
 from foveal.recipes._creature_towers import CreatureTowers
 from foveal.recipes._creatures import HELD_OUT, SEEN, SIZE
 from foveal.train import FitConfig, fit
 
-STEPS = 150
+STEPS, LR = 100, 1e-3
 
 
 def arm(run: Run, loss: str, wrong: bool = False) -> dict[str, float]:
-    data = list(run.shared(training, 2000))
+    data = run.shared(training, 2000)
     if wrong:
-        order = torch.randperm(len(data[0]), generator=run.generator("wrong"))
-        data = [*data[:3], *(part[order] for part in data[3:])]
+        others = torch.randperm(len(data), generator=run.generator("wrong")).tolist()
+        data = [(own, said.with_(regions=data[other][1].regions)) for (own, said), other in zip(data, others)]
     model = run.build(CreatureTowers, loss)
     run.cost(model)
-    config = FitConfig(lr=1e-3, batch_size=64, weight_decay=0.1, after_step=CreatureTowers.clamp)
-    fit(model, TensorDataset(*data), steps=run.steps(STEPS), config=config, on=run)
-    seen, labels = pictures(run, SEEN, 480, "seen")
-    new, new_labels = pictures(run, HELD_OUT, 480, "held out")
+    collate = collator(run.generator("captions"))
+    config = FitConfig(lr=LR, batch_size=64, weight_decay=0.1, after_step=CreatureTowers.clamp, collate=collate)
+    fit(model, data, steps=run.steps(STEPS), config=config, on=run)
+    seen, tokens, labels = run.shared(pictures, SEEN, 480, "seen")
+    new, new_tokens, new_labels = run.shared(pictures, HELD_OUT, 480, "held out")
     metrics = {
-        "held_out": model.accuracy(pixels(new), new_labels, HELD_OUT),
-        "seen": model.accuracy(pixels(seen), labels, SEEN),
-        "r@1": model.recall(pixels(seen), [sample.caption for sample in seen]),
+        "held_out": model.accuracy(new_tokens, new_labels, HELD_OUT),
+        "seen": model.accuracy(tokens, labels, SEEN),
+        "r@1": model.recall(tokens, [sample.caption for sample in seen]),
     }
     if loss == "grain":
         truth = torch.tensor([[region.box for region in sample.regions] for sample in seen]) / SIZE
-        found = model.objective.decoder(model.objective.vision(pixels(seen))).boxes.detach()
+        found = model.objective.decoder(model.objective.vision(tokens)).boxes.detach()
         metrics["box_iou"] = 100 * overlap(found, truth)
     if run.arm == "grain":
         words = [", ".join(region.caption or "" for region in sample.regions) for sample in new[:8]]
@@ -82,6 +81,7 @@ RECIPE = Recipe(
         Claim("grain", beats="no_boxes", on="held_out"),
     ],
     controls=("wrong_boxes",),
+    seeds=(3, 4, 5),  # 0 to 2 were run with towers from scratch, which learnt next to nothing
     real="foveal train clip-like --objective grain --data shards.tar --model openai/clip-vit-base-patch16 -o tuned",
     example="""
 import torch
