@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from lab.conftest import stand  # noqa: F401
+from rich.console import Console
 
 from foveal.cli import main
+from foveal.cli.run import metrics_tables
 
 ALL = [f"{arm} {seed}" for seed in (0, 1, 2) for arm in ("plain", "better", "luck")]
 
@@ -48,6 +50,19 @@ def test_tables_and_files(capsys, monkeypatch):
         "loss.png",
         "better-line.png",
     }
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_tables_of_many_metrics_are_as_many_as_it_takes(width):
+    names = [f"share of answers at {share} %" for share in range(0, 100, 5)]
+    metrics = {name: [12.25, 13.5, 14.75] for name in names}
+    arms = {name: {"control": False, "metrics": metrics} for name in ("one", "two")}
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(*metrics_tables({"arms": arms}, width))
+    rows = [line for line in captured.get().splitlines() if line.startswith("one")]
+    assert sum(row.count("13.5 ± 1.2") for row in rows) == len(names)
+    assert len(rows) > 1
 
 
 def test_json_is_the_result_file(capsys):

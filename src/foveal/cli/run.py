@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from foveal.lab.page import Subject
 
 OUT = Path("foveal-results")
+GAP = 2
+"""Blanks between two columns of a table."""
 
 
 def main(
@@ -103,7 +106,7 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
 
     from foveal.lab.wording import control_texts
 
-    for table in (claims_table(result), metrics_table(result), costs_table(result)):
+    for table in (claims_table(result), *metrics_tables(result, console.width), costs_table(result)):
         if table.row_count:
             console.print(table)
             console.print()
@@ -132,14 +135,26 @@ def claims_table(result: dict[str, Any]) -> Any:
     return table
 
 
-def metrics_table(result: dict[str, Any]) -> Any:
-    """One row for each arm: mean ± standard deviation of its metrics over the seeds."""
+def metrics_tables(result: dict[str, Any], width: int) -> list[Any]:
+    """One row for each arm: mean ± standard deviation of its metrics over the seeds. As many tables as it takes."""
     from foveal.lab.wording import spread
 
     arms = result["arms"].values()
     metrics = list(dict.fromkeys(metric for arm in arms for metric in arm["metrics"]))
-    cells = [[spread(arm["metrics"][name]) if name in arm["metrics"] else "" for name in metrics] for arm in arms]
-    return arms_table(result, metrics, cells)
+    columns = {
+        name: [spread(arm["metrics"][name]) if name in arm["metrics"] else "" for arm in arms] for name in metrics
+    }
+    before = max(map(len, named_arms(result)))
+    groups: list[dict[str, list[str]]] = []
+    room = 0
+    for name, cells in columns.items():
+        wide = max(map(len, [*name.split(), *cells]))  # a name may be broken between words, a number may not
+        if wide + GAP > room:
+            groups.append({})
+            room = width - before
+        groups[-1][textwrap.fill(name, wide)] = cells
+        room -= wide + GAP
+    return [arms_table(result, list(group), list(map(list, zip(*group.values(), strict=True)))) for group in groups]
 
 
 def costs_table(result: dict[str, Any]) -> Any:
@@ -152,6 +167,10 @@ def costs_table(result: dict[str, Any]) -> Any:
     return arms_table(result, [HEADERS[COSTS.index(cost)] for cost in known], cells)
 
 
+def named_arms(result: dict[str, Any]) -> list[str]:
+    return [name + (" (control)" if arm["control"] else "") for name, arm in result["arms"].items()]
+
+
 def arms_table(result: dict[str, Any], columns: list[str], cells: list[list[str]]) -> Any:
     """The arms' names before the columns."""
     from rich.table import Table
@@ -161,6 +180,6 @@ def arms_table(result: dict[str, Any], columns: list[str], cells: list[list[str]
     table.add_column("arm", style="cyan", no_wrap=True)
     for column in columns:
         table.add_column(Text(column), justify="right")
-    for (name, arm), row in zip(result["arms"].items(), cells, strict=True):
-        table.add_row(Text(name + (" (control)" if arm["control"] else "")), *map(Text, row))
+    for name, row in zip(named_arms(result), cells, strict=True):
+        table.add_row(Text(name), *map(Text, row))
     return table
