@@ -16,7 +16,7 @@ from foveal.zoo.nano.conversations import PROMPTS
 
 WORLD = 8000
 """Plus the seed: a world of which neither the host nor an evaluation has seen anything."""
-STEPS = 6
+STEPS = 12
 """Of each stage."""
 
 

@@ -64,14 +64,14 @@ def chosen_alone(batches: Batches) -> Batches:
     return [{new: batch[old] for old, new in names.items()} for batch in batches]
 
 
-def prefer(run: Run, objective: PreferenceObjective, batches: Batches) -> None:
+def prefer(run: Run, objective: PreferenceObjective, batches: Batches, lr: float = LR) -> None:
     """One pass; the policy is trained in place."""
 
     def loss(model: Any, batch: Any) -> dict[str, Tensor]:
         output = model(batch)
         return {"loss": output.loss, "pairs in order": output.accuracy}
 
-    _passed(run, objective, batches, loss, LR)
+    _passed(run, objective, batches, loss, lr)
 
 
 def imitate(run: Run, policy: Seen, batches: Batches, lr: float = LR) -> None:

@@ -7,8 +7,8 @@ tokens with one drop at layer 2. At budgets of 50 and 40 % (mean rate; layers 0 
 P-Sigmoid with nine measurements, *random* takes the best of nine falling strategies drawn by chance, *step* drops once
 at layer 2 (as FastV, by the ranking of all arms here), *ramp* falls evenly and is not searched.
 
-``tau``: how alike neighbouring layers rank the image tokens, on which the method rests. The host gets fewer than four in
-five right, and no method costs it much here: differences at these budgets say little about better hosts.
+``tau``: how alike neighbouring layers rank the image tokens, on which the method rests. The host gets fewer than four
+in five right, and no method costs it much here: differences at these budgets say little about better hosts.
 """
 
 from collections.abc import Callable
