@@ -57,12 +57,14 @@ def test_tables_of_many_metrics_are_as_many_as_it_takes(width):
     names = [f"share of answers at {share} %" for share in range(0, 100, 5)]
     metrics = {name: [12.25, 13.5, 14.75] for name in names}
     arms = {name: {"control": False, "metrics": metrics} for name in ("one", "two")}
+    arms["none of these"] = {"control": True, "metrics": {}}
     console = Console(width=width)
     with console.capture() as captured:
         console.print(*metrics_tables({"arms": arms}, width))
     rows = [line for line in captured.get().splitlines() if line.startswith("one")]
     assert sum(row.count("13.5 ± 1.2") for row in rows) == len(names)
     assert len(rows) > 1
+    assert "none of these" not in captured.get()
 
 
 def test_json_is_the_result_file(capsys):

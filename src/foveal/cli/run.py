@@ -172,7 +172,7 @@ def named_arms(result: dict[str, Any]) -> list[str]:
 
 
 def arms_table(result: dict[str, Any], columns: list[str], cells: list[list[str]]) -> Any:
-    """The arms' names before the columns."""
+    """The arms' names before the columns; arms that have nothing in them are left out."""
     from rich.table import Table
     from rich.text import Text
 
@@ -181,5 +181,6 @@ def arms_table(result: dict[str, Any], columns: list[str], cells: list[list[str]
     for column in columns:
         table.add_column(Text(column), justify="right")
     for name, row in zip(named_arms(result), cells, strict=True):
-        table.add_row(Text(name), *map(Text, row))
+        if any(row):
+            table.add_row(Text(name), *map(Text, row))
     return table

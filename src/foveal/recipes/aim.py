@@ -9,6 +9,8 @@ chooses, *pool* averages neighbouring patches, *fastv* drops once. Grids are who
 Films of four frames with a question on events, order or number: *two.frames* shows the first and the last frame with
 all their tokens, *four.aim* all four at half the tokens each, *four.random* likewise with tokens chosen by chance;
 *four.full* has twice their tokens.
+
+The host gets fewer than four in five right, relations hardly more than by chance: it says little about better ones.
 """
 
 from collections.abc import Callable
