@@ -16,7 +16,8 @@ from foveal.data.word_ids import WordIds, split
 from foveal.lab import Run
 from foveal.nn.cosine import unit_rows
 from foveal.recipes._caption_towers import LONGEST, CaptionTowers
-from foveal.recipes._tldr_sets import COMMON, RARE, SmallTowers, clean, dirty
+from foveal.recipes._prefix_data import features
+from foveal.recipes._tldr_sets import COMMON, DRAWN, RARE, SmallTowers, clean, dirty
 from foveal.train import FitConfig, fit
 from foveal.zoo.nano.bpe import clip_tokenizer
 
@@ -28,22 +29,22 @@ def words(texts: Sequence[str]) -> list[str]:
     return [" ".join(split(text)[: LONGEST - 1]) for text in texts]
 
 
-def towers(run: Run, pixels: Float[Tensor, "n 3 32 32"], captions: Sequence[str], steps: int) -> SmallTowers:
-    """CLIP from scratch."""
+def towers(run: Run, images: Float[Tensor, "n 128"], captions: Sequence[str], steps: int) -> SmallTowers:
+    """CLIP, from features."""
     known = WordIds.of([*captions, " ".join(COMMON + RARE), *world.TEMPLATES, "a an"])
     model = run.build(SmallTowers, known)
     ids = torch.from_numpy(known.encode(words(captions), LONGEST))
     config = FitConfig(lr=1e-3, batch_size=128, after_step=CaptionTowers.clamp)
-    fit(model, TensorDataset(pixels, ids), steps=run.steps(steps), config=config, on=run)
+    fit(model, TensorDataset(images, ids), steps=run.steps(steps), config=config, on=run)
     return model
 
 
 def matches(run: Run) -> Float[Tensor, " n"]:
     """How well picture and caption match, says a dual encoder that saw the clean pairs only."""
-    pairs, data = run.shared(clean), run.shared(dirty)
-    judge = towers(run, to_tensor(pairs.images), [*pairs.captions], 100)
+    pairs, data = clean(run, DRAWN), run.shared(dirty)
+    judge = towers(run, features(pairs.images), [*pairs.captions], 100)
     with torch.no_grad():
-        return (unit_rows(judge.image(data.pixels)) * unit_rows(judge.encode(words(data.captions)))).sum(1)
+        return (unit_rows(judge.image(data.features)) * unit_rows(judge.encode(words(data.captions)))).sum(1)
 
 
 def captioner(run: Run) -> tuple[Int[Tensor, "n t"], Callable[[Sequence[int]], list[str]]]:

@@ -1,10 +1,10 @@
 """TL;DR: does a quarter of a redundant, noisy set, chosen and re-captioned, serve as well as all of it?
 
-3,000 pairs of a 32 px scene and its caption: half of the pictures are near-duplicates of others, three captions in ten
-are of another picture, and some of the 16 nouns are ten times as frequent as others. A captioner with 128 codes learns
-from these pairs; a copy of it that goes on with 500 clean pairs writes the new captions; a dual encoder that saw these
-500 alone says how well caption and picture match. Then CLIP learns from scratch, in the same steps in all arms but
-``all_4x``, which takes four times as many: as many looks at every pair as the arms with a quarter of them.
+3,000 pairs of a scene and its caption: half of the pictures are near-duplicates of others, three captions in ten are of
+another picture, and some of the 16 nouns are ten times as frequent as others. A captioner with 128 codes learns from
+these pairs; a copy of it that goes on with 500 clean pairs writes the new captions; a dual encoder that saw these 500
+alone says how well caption and picture match. Then CLIP learns on nano-clip's frozen features, in the same steps in
+all arms but ``all_4x``, which takes four times as many: as many looks at every pair as the arms with a quarter of them.
 
 ``random``: a quarter at random; ``matching``: the best matching quarter; ``clusters``: a quarter of every cluster;
 ``both``: half of every cluster, and of these the better matching half of all; ``tldr``: ``both`` with the new captions
@@ -12,7 +12,7 @@ appended; ``generated``: with these instead. ``..._histogram``: clusters by how 
 
 ``r@1``: how often picture and caption of 300 clean new pairs find each other. ``rare``: zero-shot accuracy on the eight
 rarer nouns among all 16. ``copies``, ``swapped``: how much of what is left is a near-duplicate, or has another's
-caption. ``perplexity``: of the codes. The learning rate is that of CLIP's recipe.
+caption. ``perplexity``: of the codes.
 """
 
 from functools import partial
@@ -23,20 +23,20 @@ from torch import Tensor
 from foveal.curate.tldr import refine_caption
 from foveal.curate.tldr_codes import code_perplexity
 from foveal.data import world
-from foveal.data.transforms import to_tensor
 from foveal.lab import Claim, Recipe, Run, figures
+from foveal.recipes._prefix_data import features
 from foveal.recipes._recall import distinct_pairs, recall_at_1
 from foveal.recipes._tldr_models import CODES, captioner, descriptions, left, towers, words
-from foveal.recipes._tldr_sets import COMMON, RARE, SCENES, dirty
+from foveal.recipes._tldr_sets import COMMON, DRAWN, RARE, SCENES, dirty
 
 STEPS = 120
 
 
 def unseen(run: Run) -> tuple[Tensor, list[str], Tensor, Tensor]:
     scenes, true = distinct_pairs(10_000 + run.seed, run.size(300), SCENES)
-    single = world.classify(20_000 + run.seed, run.size(800), RARE, SCENES)
-    images = world.images_of(scenes, SCENES)
-    return to_tensor(images), true, to_tensor(single.images), torch.from_numpy(single.labels)
+    single = world.classify(20_000 + run.seed, run.size(800), RARE, DRAWN)
+    images = world.images_of(scenes, DRAWN)
+    return features(images), true, features(single.images), torch.from_numpy(single.labels)
 
 
 def arm(run: Run, by: str, kind: str = "index", text: str = "original", steps: int = STEPS) -> dict[str, float]:
@@ -45,7 +45,7 @@ def arm(run: Run, by: str, kind: str = "index", text: str = "original", steps: i
     if text != "original":
         said = run.shared(descriptions, tuple(rows))
         captions = said if text == "generated" else list(map(refine_caption, captions, said))
-    model = towers(run, data.pixels[rows], captions, steps)
+    model = towers(run, data.features[rows], captions, steps)
     run.cost(model)
     images, true, singles, nouns = run.shared(unseen)
     with torch.no_grad():
