@@ -22,7 +22,7 @@ def contrast(run: Run, steps: int) -> ImageLevel:
     """Phase 1."""
     data: OpenScenes = run.shared(scenes, 0, 3000)
     model = run.build(ImageLevel, len(run.shared(words)))
-    config = FitConfig(lr=1e-3, batch_size=32, after_step=ImageLevel.clamp)
+    config = FitConfig(lr=5e-3, optimizer="muon", batch_size=32, after_step=ImageLevel.clamp)
     fit(model, TensorDataset(data.pixels, data.ids), steps=run.steps(steps), config=config, on=run)
     return model
 
@@ -40,7 +40,7 @@ def regions(run: Run, first: ImageLevel, shift: int, whole: bool, steps: int) ->
     objective = DitoObjective(model.backbone, model.text, pyramid, head, number, scale=scale)
     objective.logit_scale.load_state_dict(model.objective.logit_scale.state_dict())
     data: OpenScenes = run.shared(scenes, 0, 3000)
-    config = FitConfig(lr=1e-3, batch_size=32, after_step=RegionLevel.clamp)
+    config = FitConfig(lr=3e-3, batch_size=32, after_step=RegionLevel.clamp)
     part = RegionLevel(objective, run.generator("boxes"))
     fit(part, TensorDataset(data.pixels, data.ids), steps=run.steps(steps), config=config, on=run)
     return objective
@@ -55,7 +55,7 @@ def detector(run: Run, backbone: nn.Module, parts: Parts, frozen: ImageLevel, st
     model = run.build(DitoDetector, copy.deepcopy(backbone), *parts, FrozenMap(frozen.backbone), CHANNELS, SETTINGS)
     data: OpenScenes = run.shared(scenes, 5_000, 800)
     part = BoxLevel(model, class_vectors(run, frozen)[: 1 + len(BASE)], run.generator("rois"))
-    config = FitConfig(lr=1e-3, batch_size=8, collate=collate)
+    config = FitConfig(lr=1.5e-2, optimizer="muon", batch_size=8, collate=collate)
     pairs = list(zip(data.pixels, data.base_only(), strict=True))
     fit(part, pairs, steps=run.steps(steps), config=config, on=run)
     return model

@@ -22,7 +22,7 @@ from foveal.recipes._open_detector import SETTINGS, contrast, detector, new_part
 from foveal.recipes._open_scenes import NOUNS, scenes
 from foveal.recipes._open_scores import pointing, precision
 
-FIRST, SECOND, THIRD = 150, 80, 80
+FIRST, SECOND, THIRD = 150, 160, 240
 """Steps of the three phases."""
 
 
@@ -47,7 +47,8 @@ def arm(run: Run, phase: str, shift: int = 0, even: bool = False) -> dict[str, f
     if run.arm == "dito":
         data = run.shared(scenes, 10_000, 200)
         said = [", ".join(NOUNS[label - 1] for label in one.labels) for one in data.truth[:8]]
-        run.figure("scenes.png", figures.picture_grid(list(data.pixels[:8].permute(0, 2, 3, 1)), said))
+        shown = data.pixels[:8].permute(0, 2, 3, 1) / 4 + 0.5
+        run.figure("scenes.png", figures.picture_grid(list(shown), said))
     return metrics
 
 
