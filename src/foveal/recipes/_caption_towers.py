@@ -27,7 +27,7 @@ class CaptionTowers(nn.Module):
     def __init__(self, words: WordIds, contrastive: bool) -> None:
         super().__init__()
         self.words = words
-        self.image = VisionTransformer(32, 8, 96, 4, 4, output_dim=96)
+        self.image: nn.Module = VisionTransformer(32, 8, 96, 4, 4, output_dim=96)
         self.text: nn.Module = TextTransformer(LONGEST, len(words), 96, 2, 4, output_dim=96)
         self.objective = CLIPObjective() if contrastive else None
         if not contrastive:
