@@ -7,6 +7,8 @@ import pytest
 from evaluate.test_card import RECORD
 from evaluate.tiny import save_clip, save_llava
 
+from foveal.decode.base import ContrastBranch
+
 from .test_catalog import fail, run
 
 
@@ -87,6 +89,24 @@ def test_a_vision_language_model(llava_folder, capsys):
     assert result["model"]["kind"] == "vision-language"
     assert ",".join(result["tasks"]) == tasks
     assert "dual encoder" in fail(capsys, "eval", str(llava_folder), "--task", "world-classes")
+
+
+@pytest.mark.parametrize("decoder", ["debias", "damro"])
+def test_a_decoder(llava_folder, capsys, monkeypatch, decoder):
+    """Its extra passes run, its answers are kept apart from greedy ones, and the result names it."""
+    asked = []
+    branch = ContrastBranch.__init__
+    monkeypatch.setattr(ContrastBranch, "__init__", lambda self, *a, **k: asked.append(1) or branch(self, *a, **k))
+    arguments = ("eval", str(llava_folder), "--task", "world-caption", "--n", "2", "--json")
+    plain = json.loads(run(capsys, *arguments))
+    assert not asked
+    result = json.loads(run(capsys, *arguments, "--decode", decoder))
+    assert asked
+    assert (plain["model"]["settings"], result["model"]["settings"]) == ({}, {"decode": decoder})
+
+
+def test_a_decoder_is_for_models_that_answer(clip_folder, capsys):
+    assert "vision-language" in fail(capsys, "eval", str(clip_folder), "--decode", "damro")
 
 
 def test_a_model_card(clip_folder, capsys, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -23,6 +23,7 @@ def main(
     dtype: str = "auto",
     steps: int = 30,
     guidance: float = 5.0,
+    decode: Literal["debias", "damro"] | None = None,
     data: Path | None = None,
     images: Path | None = None,
     fresh: bool = False,
@@ -46,6 +47,7 @@ def main(
         dtype: auto, float32, bfloat16 or float16; auto is the checkpoint's own on a GPU, else float32.
         steps: denoising steps of a text-to-image pipeline.
         guidance: its scale of classifier-free guidance; 1 is none.
+        decode: a decoder against invented objects, for the answers of a vision-language model.
         data: file or folder of the task, such as a POPE file or a folder of class folders.
         images: folder of the pictures that the data file names.
         fresh: ask again what an earlier run has finished.
@@ -60,7 +62,7 @@ def main(
         raise ValueError(f"card={str(card)!r}: give a file that ends in .md")
     opening = {"device": device, "dtype": dtype, "batch_size": batch_size, "steps": steps, "guidance": guidance}
     given = {"seed": seed, "data": data, "images": images}
-    opened, results = measure(model, names, n, fresh, opening, given, needs_record=card is not None)
+    opened, results = measure(model, names, n, fresh, opening, given, decode, needs_record=card is not None)
     result = as_json(opened, seed, results)
     written = [] if out is None else write(out, result, results)
     if card is not None:
@@ -86,6 +88,7 @@ def measure(
     fresh: bool,
     opening: dict[str, Any],
     given: dict[str, Any],
+    decode: str | None,
     needs_record: bool,
 ) -> tuple[Opened, list[TaskResult]]:
     """Open the model and run its tasks behind a bar. A card that cannot be written is refused before."""
@@ -103,6 +106,10 @@ def measure(
         opened = open_model(model, **opening)
         if not opened.parameters and names is None:
             raise ValueError(f"model={model!r} holds answers: say to which task, --task pope, chair or vqa")
+        if decode is not None:
+            from foveal.cli._eval_decode import with_decoder
+
+            opened = with_decoder(opened, decode)
         if needs_record:
             from foveal.evaluate.card import read_record
 

@@ -24,7 +24,7 @@ from foveal.train import FitConfig, fit
 LAYER_IDS = (2,)
 """The layer of the language model whose attention the module learns; its copies are this one and the one before."""
 CROWDED, PICTURES, ROWS = 800, 800, 16
-TOWER_STEPS, ALIGN_STEPS, STEPS, FOCUS_STEPS = 200, 100, 600, 150
+TOWER_STEPS, ALIGN_STEPS, STEPS, FOCUS_STEPS = 200, 100, 1500, 150
 
 
 class Host(NamedTuple):
