@@ -5,23 +5,24 @@ from copy import deepcopy
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from foveal.curate.tldr import Choice, CodebookCaptioner, caption_ids, choose, top_by_score
 from foveal.curate.tldr_train import Reseeding, small_captioner
 from foveal.data import world
-from foveal.data.transforms import to_tensor
 from foveal.data.word_ids import WordIds, split
 from foveal.lab import Run
 from foveal.nn.cosine import unit_rows
 from foveal.recipes._caption_towers import LONGEST, CaptionTowers
+from foveal.recipes._noisy_pairs import tokens
 from foveal.recipes._prefix_data import features
-from foveal.recipes._tldr_sets import COMMON, DRAWN, RARE, SmallTowers, clean, dirty
+from foveal.recipes._prefix_towers import FEATURES
+from foveal.recipes._tldr_sets import COMMON, RARE, SmallTowers, clean, dirty
 from foveal.train import FitConfig, fit
 from foveal.zoo.nano.bpe import clip_tokenizer
 
-CODES = 128
+CODES, DIM = 128, 96
 
 
 def words(texts: Sequence[str]) -> list[str]:
@@ -41,25 +42,32 @@ def towers(run: Run, images: Float[Tensor, "n 128"], captions: Sequence[str], st
 
 def matches(run: Run) -> Float[Tensor, " n"]:
     """How well picture and caption match, says a dual encoder that saw the clean pairs only."""
-    pairs, data = clean(run, DRAWN), run.shared(dirty)
+    pairs, data = run.shared(clean), run.shared(dirty)
     judge = towers(run, features(pairs.images), [*pairs.captions], 100)
     with torch.no_grad():
         return (unit_rows(judge.image(data.features)) * unit_rows(judge.encode(words(data.captions)))).sum(1)
+
+
+def listener(tokenizer: object) -> CodebookCaptioner:
+    """A captioner of random weights for nano-clip's tokens."""
+    decoder = small_captioner(tokenizer, image_size=32, width=DIM, layers=3).decoder
+    vision = nn.Sequential(nn.LayerNorm(FEATURES), nn.Linear(FEATURES, DIM))
+    return CodebookCaptioner(vision, decoder, CODES, DIM)
 
 
 def captioner(run: Run) -> tuple[Int[Tensor, "n t"], Callable[[Sequence[int]], list[str]]]:
     """Codes of all pictures; and who writes captions, after some more steps on the clean pairs."""
     data, pairs = run.shared(dirty), run.shared(clean)
     tokenizer = clip_tokenizer([*data.captions, *pairs.captions], 900, LONGEST)
-    model = run.build(small_captioner, tokenizer, image_size=32, width=96, layers=3, num_codes=CODES)
-    _teach(run, model, tokenizer, data.pixels, data.captions, 160)
-    codes = torch.cat([model.codes(2 * part - 1) for part in data.pixels.split(500)])
+    model = run.build(listener, tokenizer)
+    _teach(run, model, tokenizer, data.tokens, data.captions, 320)
+    codes = torch.cat([model.codes(part) for part in data.tokens.split(500)])
     writer = deepcopy(model)
-    _teach(run, writer, tokenizer, to_tensor(pairs.images), pairs.captions, 80)
+    _teach(run, writer, tokenizer, tokens(pairs.images), pairs.captions, 160)
 
     def describe(rows: Sequence[int]) -> list[str]:
-        parts = data.pixels[list(rows)].split(250)
-        return [text for part in parts for text in writer.generate(2 * part - 1, tokenizer, prompt="", min_length=4)]
+        parts = data.tokens[list(rows)].split(250)
+        return [text for part in parts for text in writer.generate(part, tokenizer, prompt="", min_length=4)]
 
     return codes, describe
 
@@ -85,8 +93,8 @@ def left(run: Run, by: str, kind: str) -> list[int]:
 
 
 def _teach(
-    run: Run, model: CodebookCaptioner, tokenizer: object, pixels: Tensor, captions: Sequence[str], steps: int
+    run: Run, model: CodebookCaptioner, tokenizer: object, seen: Tensor, captions: Sequence[str], steps: int
 ) -> None:
-    data = TensorDataset(2 * pixels - 1, *caption_ids(captions, tokenizer))
+    data = TensorDataset(seen, *caption_ids(captions, tokenizer))
     config = FitConfig(lr=1e-3, after_step=Reseeding(steps // 2, run.seed))
     fit(model, data, steps=run.steps(steps), loss=lambda model, batch: model(*batch).loss, config=config, on=run)

@@ -1,28 +1,26 @@
 """A redundant, noisy, long-tailed set of scenes, and a small clean one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from foveal.data import world
-from foveal.data.transforms import to_tensor
 from foveal.data.word_ids import WordIds
 from foveal.lab import Run
 from foveal.nn.text import TextTransformer
 from foveal.recipes._caption_towers import LONGEST, CaptionTowers
+from foveal.recipes._noisy_pairs import tokens
 from foveal.recipes._prefix_data import features
 from foveal.recipes._prefix_towers import FEATURES
 
 COMMON = ("dog", "apple", "car", "tree", "fish", "clock", "frog", "pizza")
 RARE = ("parrot", "bus", "carrot", "guitar", "owl", "banana", "book", "cactus")
 SCENES = world.WorldConfig(
-    size=32, things=(1, 2), nouns=COMMON + RARE, imbalance=1.0, companions=0.0, repeats=0.0, min_visible=0.8,
+    size=96, things=(1, 2), nouns=COMMON + RARE, imbalance=1.0, companions=0.0, repeats=0.0, min_visible=0.8,
     radius=(0.22, 0.34), tint=0.0,
 )  # fmt: skip
-DRAWN = replace(SCENES, size=96)
-"""The same scenes as nano-clip takes them."""
 SIZE, CLEAN = 3000, 500
 
 
@@ -41,14 +39,15 @@ class SmallTowers(CaptionTowers):
 class Dirty:
     """n pairs: half of the pictures are near-duplicates (``copy``), three in ten captions another's (``swapped``).
 
-    ``pixels`` are for the captioner, ``features`` nano-clip's for the dual encoders.
+    ``tokens`` are nano-clip's for the captioner, ``features`` its for the dual encoders.
     """
 
     scenes: list[world.Scene]
     captions: list[str]
     copy: Bool[np.ndarray, " n"]
     swapped: Bool[np.ndarray, " n"]
-    pixels: Float[Tensor, "n 3 32 32"]
+    images: UInt8[np.ndarray, "n 96 96 3"]
+    tokens: Float[Tensor, "n 16 d"]
     features: Float[Tensor, "n 128"]
 
 
@@ -58,9 +57,9 @@ def dirty(run: Run) -> Dirty:
     true = [world.short_caption(scene, world.word_rng(run.seed, i, "caption")) for i, scene in enumerate(scenes)]
     spoilt = world.swap_captions(true, 0.3, run.seed)
     copy = source != np.arange(len(source))
-    pixels, seen = to_tensor(world.images_of(scenes, SCENES)), features(world.images_of(scenes, DRAWN))
-    return Dirty(scenes, spoilt.captions, copy, spoilt.changed, pixels, seen)
+    images = world.images_of(scenes, SCENES)
+    return Dirty(scenes, spoilt.captions, copy, spoilt.changed, images, tokens(images), features(images))
 
 
-def clean(run: Run, config: world.WorldConfig = SCENES) -> world.Pairs:
-    return world.pairs(30_000 + run.seed, run.size(CLEAN), config)
+def clean(run: Run) -> world.Pairs:
+    return world.pairs(30_000 + run.seed, run.size(CLEAN), SCENES)

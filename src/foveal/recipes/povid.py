@@ -10,6 +10,8 @@ Each arm sees the same pictures and true captions in the same batches, with the 
 rate: *sft* imitates the true captions; *dpo* is DPO against the written errors alone; *povid* is that for the first
 half (stage 1), then both kinds of errors with the model of stage 1 as the reference (stage 2). Controls: *noise0* is
 POVID with the picture as it is instead of noise (step 0); *base* is not trained.
+
+Inconclusive: so few steps change less than the scenes of one seed and another differ.
 """
 
 from functools import partial

@@ -3,8 +3,8 @@
 3,000 pairs of a scene and its caption: half of the pictures are near-duplicates of others, three captions in ten are of
 another picture, and some of the 16 nouns are ten times as frequent as others. A captioner with 128 codes learns from
 these pairs; a copy of it that goes on with 500 clean pairs writes the new captions; a dual encoder that saw these 500
-alone says how well caption and picture match. Then CLIP learns on nano-clip's frozen features, in the same steps in
-all arms but ``all_4x``, which takes four times as many: as many looks at every pair as the arms with a quarter of them.
+alone says how well caption and picture match. Then CLIP learns, in the same steps in all arms but ``all_4x``, which
+takes four times as many: as many looks at every pair as a quarter gets. All see what nano-clip's frozen tower gives.
 
 ``random``: a quarter at random; ``matching``: the best matching quarter; ``clusters``: a quarter of every cluster;
 ``both``: half of every cluster, and of these the better matching half of all; ``tldr``: ``both`` with the new captions
@@ -27,15 +27,15 @@ from foveal.lab import Claim, Recipe, Run, figures
 from foveal.recipes._prefix_data import features
 from foveal.recipes._recall import distinct_pairs, recall_at_1
 from foveal.recipes._tldr_models import CODES, captioner, descriptions, left, towers, words
-from foveal.recipes._tldr_sets import COMMON, DRAWN, RARE, SCENES, dirty
+from foveal.recipes._tldr_sets import COMMON, RARE, SCENES, dirty
 
 STEPS = 120
 
 
 def unseen(run: Run) -> tuple[Tensor, list[str], Tensor, Tensor]:
     scenes, true = distinct_pairs(10_000 + run.seed, run.size(300), SCENES)
-    single = world.classify(20_000 + run.seed, run.size(800), RARE, DRAWN)
-    images = world.images_of(scenes, DRAWN)
+    single = world.classify(20_000 + run.seed, run.size(800), RARE, SCENES)
+    images = world.images_of(scenes, SCENES)
     return features(images), true, features(single.images), torch.from_numpy(single.labels)
 
 
@@ -53,8 +53,8 @@ def arm(run: Run, by: str, kind: str = "index", text: str = "original", steps: i
     guessed = model.class_scores(singles, RARE + COMMON, world.TEMPLATES).argmax(1)
     found["rare"] = 100 * (guessed == nouns).float().mean().item()
     if run.arm == "tldr":
-        shown = data.pixels[rows[:8]].permute(0, 2, 3, 1)
-        run.figure("kept.png", figures.picture_grid(list(shown), captions[:8]), "what is kept, and its captions")
+        grid = figures.picture_grid(list(data.images[rows[:8]]), captions[:8])
+        run.figure("kept.png", grid, "what is kept, and its captions")
     if by in ("clusters", "both"):
         found["perplexity"] = code_perplexity(run.shared(captioner)[0], CODES)
     for name, flags in {"copies": data.copy, "swapped": data.swapped}.items():
@@ -73,19 +73,14 @@ RECIPE = Recipe(
         "generated": partial(arm, by="both", text="generated"),
     },
     claims=[
-        Claim(
-            "tldr",
-            beats="all_4x",
-            on="r@1",
-            by=-1.0,
-            published="CC3M at 24 %: 72.8 after 70.9",
-        ),
+        Claim("tldr", beats="all_4x", on="r@1", by=-1.0, published="CC3M at 24 %: 72.8 after 70.9"),
         Claim("tldr", beats="random", on="r@1", by=8.0),
         Claim("tldr", beats="matching", on="rare"),
         Claim("both", beats="clusters", on="r@1"),
         Claim("tldr", beats="both", on="r@1"),
     ],
     controls=("random", "matching"),
+    seeds=(3, 4, 5),  # 0 to 2 were run with a captioner from scratch, which said "dog" to nearly everything
     real="foveal curate tldr 'shards/cc3m-{0000..0331}.tar' -o cc3m-reduced --clusters 1000 --every 2",
     example="""
 import torch
