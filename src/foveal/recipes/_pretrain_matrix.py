@@ -62,7 +62,7 @@ def trained(run: Run, make: type[Learner], noise: float, shuffled: bool = False)
         return {"pixels": pixels[order[rows]], "samples": [samples[row] for row in rows]}
 
     learner = run.build(lambda: make(tiny_clip(), tokenize, run.steps(STEPS)))
-    config = FitConfig(lr=2e-3, batch_size=BATCH, collate=collate, after_step=lambda learner: learner.after_step())
+    config = FitConfig(lr=1e-2, optimizer="muon", batch_size=BATCH, collate=collate, after_step=make.after_step)
     report = fit(learner, range(len(samples)), steps=run.steps(STEPS), loss=loss, config=config, on=run)
     return learner, report
 
