@@ -79,7 +79,7 @@ RECIPE = Recipe(
         Claim("damro4", beats="vdd", on="CHAIR_i", lower=True),
     ],
     controls=("random", "norm", "beam"),
-    real="foveal demo",
+    real="foveal eval llava-hf/llava-1.5-7b-hf --task pope --data pope --images val2014 --decode damro",
     example="""
 from foveal import decode, zoo
 from foveal.data.world import config, draw, layout

@@ -83,7 +83,7 @@ RECIPE = Recipe(
         Claim("post", beats="prior", on="yes too often", lower=True),
     ],
     controls=("shuffled", "beam", "post.permuted"),
-    real="foveal demo",
+    real="foveal eval llava-hf/llava-1.5-7b-hf --task pope --data pope --images val2014 --decode debias",
     example="""
 from foveal import decode, zoo
 from foveal.data.world import config, draw, layout
