@@ -9,7 +9,8 @@ named objects that are not there; recall: share of those there that are named). 
 
 The premise, measured in *damro4*: ``outliers on background``, the share of the four patches with no thing on them,
 beside ``background``, that share of all patches; ``attention on outliers``, how much of the class token's attention to
-patches the four get (even attention would give them 2.8 %).
+patches the four get (even attention would give them 2.8 %). It does not hold in so small a tower: its outliers lie on
+things, not beside them. Whatever is contrasted with, less is invented and more is found than by the host alone.
 """
 
 from functools import partial
