@@ -2,17 +2,18 @@
 
 Scenes of three coloured shapes (`_listed`) with three sorts of text: a vague caption that names the nouns but drops
 three in ten of them, a clean short one with colours, and a long description of four sentences. The text tower reads 15
-words, as CLIP reads 77 tokens of a description that has more. The image tower is nano-clip's and stays as it is; one
-layer on its patch tokens, the projection and the text tower learn from nothing (`_listed_tokens`).
+words, as CLIP reads 77 tokens of longer ones. The image tower is nano-clip's and stays as it is; one layer on its patch
+tokens, the projection and the text tower learn from nothing (`_listed_tokens`).
 
 Same towers, images and steps in all arms: ``raw`` learns from the vague caption; ``long`` from the description, cut
 off; ``one`` from one text drawn at every step; ``several`` from the vague caption and two drawn texts, all positives;
 ``dreamlip`` also groups patches. Controls: ``one_longer`` is ``one`` for three times the steps, which is as many texts
 as ``several`` reads; ``shuffled`` is ``dreamlip`` on texts of other images.
 
-``r@1``: image to clean short caption and back; ``miou``: naming patches by their nearest noun; ``pointing``: how much
-more of the grouping weights of a sentence lies on its thing than of the picture, in points. The image's vector is the
-mean of projected patches, so that all arms train the projection by which patches are named. One learning rate.
+``r@1``: image to clean short caption and back; ``miou``: of patches named by the nearest noun; ``pointing``: how much
+more of the grouping weights of a sentence lies on its thing than of the picture, in points. Images are the mean of
+projected patches, so that all arms train what names patches. One learning rate. In so few steps grouping patches takes
+from retrieval and gives nothing back.
 """
 
 from collections.abc import Sequence
