@@ -12,8 +12,7 @@ as ``several`` reads; ``shuffled`` is ``dreamlip`` on texts of other images.
 
 ``r@1``: image to clean short caption and back; ``miou``: of patches named by the nearest noun; ``pointing``: how much
 more of the grouping weights of a sentence lies on its thing than of the picture, in points. Images are the mean of
-projected patches, so that all arms train what names patches. One learning rate. In so few steps grouping patches takes
-from retrieval and gives nothing back.
+projected patches, so that all arms train what names them. In so few steps grouping only takes from retrieval.
 """
 
 from collections.abc import Sequence
