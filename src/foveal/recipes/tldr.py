@@ -13,6 +13,8 @@ appended; ``generated``: with these instead. ``..._histogram``: clusters by how 
 ``r@1``: how often picture and caption of 300 clean new pairs find each other. ``rare``: zero-shot accuracy on the eight
 rarer nouns among all 16. ``copies``, ``swapped``: how much of what is left is a near-duplicate, or has another's
 caption. ``perplexity``: of the codes.
+
+Choosing pairs works here, by both criteria together; new captions do not: too many of them name the wrong thing.
 """
 
 from functools import partial
