@@ -152,3 +152,10 @@ def test_figures_need_no_display(monkeypatch):
         figures.picture_grid([np.zeros((8, 8, 3))] * 2, ["a"])
     with pytest.raises(ValueError, match="0 pictures"):
         figures.picture_grid([], [])
+
+
+def test_long_captions_stay_in_the_figure():
+    grid = figures.picture_grid([np.zeros((8, 8, 3), np.uint8)] * 8, ["one of many words " * 12] * 8)
+    pixels = np.asarray(Image.open(io.BytesIO(figures.png(grid))).convert("L"))
+    assert (pixels[-5:] == 255).all(), "nothing reaches the lower edge"
+    assert (pixels[len(pixels) // 2 + 200 :] < 128).any()

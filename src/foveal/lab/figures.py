@@ -74,6 +74,7 @@ def picture_grid(pictures: Sequence[Any], captions: Sequence[str], columns: int 
     figure, axes = subplots(rows, columns, columns * size, rows * (size + 0.17 * lines))
     for axis in np.ravel(axes):
         axis.axis("off")
+        axis.set_anchor("N")  # all room that is left is below, for the captions
     for axis, picture, caption in zip(np.ravel(axes), pictures, wrapped, strict=False):
         axis.imshow(np.asarray(picture), interpolation="nearest")
         axis.text(0.5, -0.04, caption, transform=axis.transAxes, ha="center", va="top", fontsize=8.5)
