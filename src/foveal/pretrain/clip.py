@@ -143,17 +143,20 @@ class _ChunkedContrast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -> Tensor:
-        over_texts = []
-        over_images = image.new_full((len(image),), float("-inf"))
+        over_texts, over_images = image.new_empty(len(image)), image.new_full((len(image),), float("-inf"))
+        scores = image.new_empty(min(chunk_size, len(image)), len(text))
         with full_precision(image):
-            for rows in image.split(chunk_size):
-                scores = scale * rows @ text.T
-                over_texts.append(scores.logsumexp(1))
-                over_images = torch.logaddexp(over_images, scores.logsumexp(0))
+            # one buffer for all blocks: small results between large blocks that come and go would leave holes in the
+            # heap that no later block fits into, which cost as much as B x B at B = 16,384
+            for start in range(0, len(image), chunk_size):
+                rows = image[start : start + chunk_size]
+                block = torch.mm(scale * rows, text.T, out=scores[: len(rows)])
+                torch.logsumexp(block, 1, out=over_texts[start : start + chunk_size])
+                torch.logaddexp(over_images, block.logsumexp(0), out=over_images)
         matched = scale * (image * text).sum(1)
-        ctx.save_for_backward(image, text, scale, torch.cat(over_texts), over_images)
+        ctx.save_for_backward(image, text, scale, over_texts, over_images)
         ctx.chunk_size = chunk_size
-        return (torch.cat(over_texts) + over_images - 2 * matched).sum() / (2 * len(image))
+        return (over_texts + over_images - 2 * matched).sum() / (2 * len(image))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
