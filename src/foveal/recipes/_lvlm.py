@@ -31,8 +31,11 @@ def host(run: Run) -> Nano:
 
 def asked(run: Run, kind: str, scenes: int) -> list[Item]:
     """Questions of a seed whose pictures are drawn once, for `Run.shared`."""
-    found = TASKS[f"world-{kind}"].make(Setting(1 if run.smoke else scenes, run.seed))
-    return [replace(item, pictures=cache(item.pictures)) if item.pictures else item for item in found]
+    return drawn_once(TASKS[f"world-{kind}"].make(Setting(1 if run.smoke else scenes, run.seed)))
+
+
+def drawn_once(items: Sequence[Item]) -> list[Item]:
+    return [replace(item, pictures=cache(item.pictures)) if item.pictures else item for item in items]
 
 
 def answered(
@@ -40,8 +43,13 @@ def answered(
 ) -> tuple[list[Item], list[Json]]:
     """The questions, and what the model says to each."""
     items = run.shared(asked, kind, scenes)
+    return items, said(run, nano, kind, items, options)
+
+
+def said(run: Run, nano: Nano, kind: str, items: Sequence[Item], options: Options | None = None) -> list[Json]:
+    """What the model says to each question."""
     ask = asker(2) if run.smoke else TASKS[f"world-{kind}"].ask
-    return items, ask(VisionLanguage(nano.model, nano.processor, BATCH, options), items)
+    return ask(VisionLanguage(nano.model, nano.processor, BATCH, options), items)
 
 
 def right(kind: str, items: Sequence[Item], outputs: Sequence[Json]) -> float:

@@ -5,15 +5,12 @@ the shipped host invents so little that no method could show what it does about 
 """
 
 from dataclasses import replace
-from functools import cache
 
 from foveal.evaluate.base import Item, Json, Setting
-from foveal.evaluate.models.vision_language import VisionLanguage
-from foveal.evaluate.tasks import TASKS, captions, existence
-from foveal.evaluate.tasks.asking import asker
+from foveal.evaluate.tasks import captions, existence
 from foveal.evaluate.tasks.worlds import LLAVA_WORLD
 from foveal.lab import Run
-from foveal.recipes._lvlm import BATCH, CAPTIONS, Options, told
+from foveal.recipes._lvlm import CAPTIONS, Options, drawn_once, said, told
 from foveal.zoo.nano import Nano
 
 HARD_WORLD = replace(LLAVA_WORLD, things=(2, 5), sizes=("small", "medium"), depth=(3.0, 5.0), min_visible=0.5)
@@ -22,8 +19,7 @@ _MAKE = {"existence": existence.world_items, "caption": captions.world_items}
 
 def asked(run: Run, kind: str, scenes: int) -> list[Item]:
     """Questions of a seed whose pictures are drawn once, for `Run.shared`."""
-    found = _MAKE[kind](Setting(1 if run.smoke else scenes, run.seed), HARD_WORLD)
-    return [replace(item, pictures=cache(item.pictures)) if item.pictures else item for item in found]
+    return drawn_once(_MAKE[kind](Setting(1 if run.smoke else scenes, run.seed), HARD_WORLD))
 
 
 def answered(
@@ -31,8 +27,7 @@ def answered(
 ) -> tuple[list[Item], list[Json]]:
     """Questions of the kind "existence" or "caption" about hard scenes, and what the model says to each."""
     items = run.shared(asked, kind, scenes)
-    ask = asker(2) if run.smoke else TASKS[f"world-{kind}"].ask
-    return items, ask(VisionLanguage(nano.model, nano.processor, BATCH, options), items)
+    return items, said(run, nano, kind, items, options)
 
 
 def described(run: Run, nano: Nano, options: Options | None = None) -> dict[str, float]:
