@@ -1,9 +1,9 @@
 """GRAIN: does predicting where a description lives help to recognise new combinations of known parts?
 
 Creatures of three parts (`_creatures`), seen as patch tokens of nano-clip, which nobody trains here: captions name one
-of 16 classes, descriptions name one part each. Descriptions, boxes and new captions come from GRAIN's own pipeline,
-with the truth in place of its two models and spoilt as they are (a fifth missing, a tenth about something else, edges
-off by 8 %, 0.3 invented boxes a picture).
+of 16 classes, one in twenty a part instead; descriptions name one part each. Descriptions, boxes and new captions come
+from GRAIN's own pipeline, with the truth in place of its two models and spoilt as they are (a fifth missing, a tenth
+about something else, edges off by 8 %, 0.3 invented boxes a picture).
 
 All arms have the same towers and the same decoder as their pooling head, see the same texts and take the same steps:
 ``clip`` learns from captions alone, ``more_captions`` takes each description as a further caption of its image,
