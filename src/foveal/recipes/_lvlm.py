@@ -4,21 +4,22 @@ The same shipped checkpoint in every arm and at every seed; the seed chooses the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from foveal import zoo
 from foveal.compress.runtime import PrefillReducer
-from foveal.evaluate.base import Item, Json, Setting
+from foveal.evaluate.base import Item, Json
 from foveal.evaluate.models.vision_language import VisionLanguage
 from foveal.evaluate.tasks import TASKS
 from foveal.evaluate.tasks.asking import asker
 from foveal.lab import Run
+from foveal.recipes._lvlm_worlds import asked
 from foveal.zoo.nano import Nano
 
-QUESTIONS = {"existence": 25, "colour": 90, "count": 90, "relation": 90, "rec": 50}
-"""Kind of question -> held-out scenes. Of existence each scene has four questions."""
+QUESTIONS = {"existence": 25, "colour": 90, "count": 90, "object": 90, "rec": 50}
+"""Kind of question -> held-out clear scenes. Of existence each scene has four questions."""
+GUESSED, ASKED = "relation", 90
+"""A kind that the host gets right hardly more often than by chance, which says nothing about what it is shown."""
 CAPTIONS = 48
 BATCH = 48
 Options = Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -29,20 +30,11 @@ def host(run: Run) -> Nano:
     return zoo.load("nano-llava")
 
 
-def asked(run: Run, kind: str, scenes: int) -> list[Item]:
-    """Questions of a seed whose pictures are drawn once, for `Run.shared`."""
-    return drawn_once(TASKS[f"world-{kind}"].make(Setting(1 if run.smoke else scenes, run.seed)))
-
-
-def drawn_once(items: Sequence[Item]) -> list[Item]:
-    return [replace(item, pictures=cache(item.pictures)) if item.pictures else item for item in items]
-
-
 def answered(
-    run: Run, nano: Nano, kind: str, scenes: int, options: Options | None = None
+    run: Run, nano: Nano, kind: str, scenes: int, world: str, options: Options | None = None
 ) -> tuple[list[Item], list[Json]]:
-    """The questions, and what the model says to each."""
-    items = run.shared(asked, kind, scenes)
+    """The questions about a world of `foveal.recipes._lvlm_worlds`, and what the model says to each."""
+    items = run.shared(asked, kind, scenes, world)
     return items, said(run, nano, kind, items, options)
 
 
@@ -59,18 +51,14 @@ def right(kind: str, items: Sequence[Item], outputs: Sequence[Json]) -> float:
 
 
 def exam(run: Run, nano: Nano, options: Options | None = None) -> dict[str, float]:
-    """Percentage right of each kind of question, and their mean as ``accuracy``."""
-    marks = {kind: right(kind, *answered(run, nano, kind, n, options)) for kind, n in QUESTIONS.items()}
+    """Percentage right of each kind of question about clear scenes, and their mean as ``accuracy``."""
+    marks = {kind: right(kind, *answered(run, nano, kind, n, "clear", options)) for kind, n in QUESTIONS.items()}
     return {"accuracy": sum(marks.values()) / len(marks), **marks}
 
 
-def described(run: Run, nano: Nano, options: Options | None = None) -> dict[str, float]:
+def described(run: Run, nano: Nano, world: str, options: Options | None = None) -> dict[str, float]:
     """Long captions: percentages of objects named rightly and of those found, CHAIR, and words."""
-    return told(*answered(run, nano, "caption", CAPTIONS, options))
-
-
-def told(items: Sequence[Item], outputs: Sequence[Json]) -> dict[str, float]:
-    """Percentages and words of long captions."""
+    items, outputs = answered(run, nano, "caption", CAPTIONS, world, options)
     found = {metric.name: metric.value for metric in TASKS["world-caption"].score(items, outputs).metrics}
     shares = ("object precision", "object recall", "object F1", "CHAIR_i", "CHAIR_s")
     return {**{name: 100 * found[name] for name in shares}, "words": found["mean length"]}
@@ -89,7 +77,7 @@ def reduced_exam(run: Run, reducers: Mapping[str, Callable[[], PrefillReducer | 
             reducer.attach(nano.model)
         try:
             marks = exam(run, nano)
-            last = marks | described(run, nano) if budget == list(reducers)[-1] else {}
+            last = marks | _at_last(run, nano) if budget == list(reducers)[-1] else {}
         finally:
             if reducer is not None:
                 reducer.detach()
@@ -98,3 +86,9 @@ def reduced_exam(run: Run, reducers: Mapping[str, Callable[[], PrefillReducer | 
         found[f"FLOPs at {budget}"] = 100 * (1 - report.flops_saved) if report else 100.0
         found |= {f"{name} at {budget}": value for name, value in last.items() if name != "accuracy"}
     return found
+
+
+def _at_last(run: Run, nano: Nano) -> dict[str, float]:
+    """What is asked at one budget alone: the kind that the host guesses, and captions of its own world."""
+    guessed = {GUESSED: right(GUESSED, *answered(run, nano, GUESSED, ASKED, "clear"))}
+    return guessed | described(run, nano, "own")

@@ -6,8 +6,7 @@ from typing import Any
 from foveal.decode.base import ContrastProcessor
 from foveal.evaluate.tasks import TASKS
 from foveal.lab import Run
-from foveal.recipes._lvlm import Options, host
-from foveal.recipes._lvlm_hard import answered, described
+from foveal.recipes._lvlm import Options, answered, described, host
 from foveal.zoo.nano import Nano
 
 SCENES = 75
@@ -18,7 +17,7 @@ Make = Callable[[Nano, Mapping[str, Any]], ContrastProcessor]
 def judged(run: Run, options: Options | None = None) -> dict[str, float]:
     """Accuracy of yes and no for each choice of absent objects, F1, share of yes; then captions."""
     nano = run.shared(host)
-    items, outputs = answered(run, nano, "existence", SCENES, options)
+    items, outputs = answered(run, nano, "existence", SCENES, "hard", options)
     found = {metric.name: 100 * metric.value for metric in TASKS["world-existence"].score(items, outputs).metrics}
     splits = ("random", "popular", "adversarial")
     marks = {f"{split} accuracy": found[f"{split} accuracy"] for split in splits}
@@ -27,7 +26,7 @@ def judged(run: Run, options: Options | None = None) -> dict[str, float]:
         "POPE F1": sum(found[f"{split} F1"] for split in splits) / 3,
         "yes share": sum(found[f"{split} yes share"] for split in splits) / 3,
     }
-    return mean | marks | described(run, nano, options)
+    return mean | marks | described(run, nano, "hard", options)
 
 
 def by(run: Run, make: Make) -> dict[str, float]:
@@ -53,7 +52,7 @@ def sampled(run: Run, temperature: float, processors: Callable[[Any], list[Contr
         drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         return drawing | {"logits_processor": processors(inputs)}
 
-    items, outputs = answered(run, nano, "existence", SCENES, options)
+    items, outputs = answered(run, nano, "existence", SCENES, "hard", options)
     found = {metric.name: metric.value for metric in TASKS["world-existence"].score(items, outputs).metrics}
     splits = [found[f"{split} accuracy"] for split in ("random", "popular", "adversarial")]
     return {"sampled POPE accuracy": 100 * sum(splits) / len(splits)}

@@ -15,7 +15,7 @@ from foveal.decode.damro import cls_attention, outlier_indices
 from foveal.evaluate.tasks.worlds import held_out
 from foveal.lab import Run, figures
 from foveal.recipes._lvlm import host
-from foveal.recipes._lvlm_hard import HARD_WORLD
+from foveal.recipes._lvlm_worlds import HARD_WORLD
 from foveal.zoo.nano import Nano
 
 PICTURES, SHOWN = 64, 8

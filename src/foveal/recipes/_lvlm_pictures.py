@@ -14,7 +14,8 @@ from foveal.data.world.layout import scene as lay_out
 from foveal.evaluate.models.vision_language import VisionLanguage
 from foveal.evaluate.tasks.worlds import LLAVA_WORLD, held_out
 from foveal.lab import Run, figures
-from foveal.recipes._lvlm import QUESTIONS, asked, host
+from foveal.recipes._lvlm import QUESTIONS, host
+from foveal.recipes._lvlm_worlds import asked
 
 SHOWN = 4
 DARKEST = 0.12
@@ -23,7 +24,7 @@ DARKEST = 0.12
 def kept_patches(run: Run, reducers: Mapping[str, Callable[[], PrefillReducer]]) -> tuple[Figure, str]:
     """Four questions with their pictures, below under each budget: the longer a patch stays, the brighter it is."""
     nano = run.shared(host)
-    items = run.shared(asked, "colour", QUESTIONS["colour"])[:SHOWN]
+    items = run.shared(asked, "colour", QUESTIONS["colour"], "clear")[:SHOWN]
     model = VisionLanguage(nano.model, nano.processor)
     scenes = [item.pictures()[0] for item in items if item.pictures]
     pictures, captions = list(scenes), [item.texts[0].split("?")[0] + "?" for item in items]

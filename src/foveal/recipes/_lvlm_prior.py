@@ -12,10 +12,10 @@ from foveal.data.record import Question
 from foveal.decode.debias import debias_logits, image_free_inputs, sweep_decoding
 from foveal.decode.debias_closed import label_probs, surface_forms
 from foveal.lab import Run
-from foveal.recipes._lvlm import BATCH, asked, host
+from foveal.recipes._lvlm import BATCH, host
 from foveal.recipes._lvlm_decoding import SCENES
-from foveal.recipes._lvlm_hard import asked as hard
 from foveal.recipes._lvlm_tuning import copied, lessons, tune
+from foveal.recipes._lvlm_worlds import asked
 from foveal.zoo.nano import Nano
 
 YES = 0.85
@@ -43,7 +43,7 @@ def first_logits(run: Run, biased: bool) -> Seen:
     The unbiased host is asked about hard scenes. Half of the questions are to be answered with yes.
     """
     nano = run.shared(skewed) if biased else run.shared(host)
-    questions = run.shared(asked if biased else hard, "existence", SCENES)
+    questions = run.shared(asked, "existence", SCENES, "own" if biased else "hard")
     items = [item for item in questions if item.truth["choice"] in ("present", "popular")]
     seen, free = [], []
     for start in range(0, len(items), BATCH):

@@ -14,12 +14,12 @@ from foveal.compress.gsearch_keep import LayerwiseKeep
 from foveal.compress.pyramiddrop import instruction_attention
 from foveal.compress.runtime import PrefillReducer
 from foveal.evaluate.base import Item, Setting
-from foveal.evaluate.tasks import TASKS
 from foveal.lab import Run
 from foveal.recipes._lvlm import BATCH, host
+from foveal.recipes._lvlm_worlds import items_of
 from foveal.zoo.nano import Nano
 
-KINDS = ("existence", "colour", "count", "relation")
+KINDS = ("existence", "colour", "count", "object")
 Evaluate = Callable[[Sequence[float]], float]
 
 
@@ -45,10 +45,10 @@ class Prompts:
 
 
 def prompts(run: Run, first_seed: int, each: int) -> Prompts:
-    """``each`` held-out questions of every kind, for `Run.shared`."""
+    """``each`` held-out questions of every kind about clear scenes, for `Run.shared`."""
     nano = run.shared(host)
     setting = Setting(1 if run.smoke else each, first_seed + run.seed)
-    items = [item for kind in KINDS for item in TASKS[f"world-{kind}"].make(setting)[: setting.n]]
+    items = [item for kind in KINDS for item in items_of(kind, setting, "clear")[: setting.n]]
     batches, beginnings = [], []
     for start in range(0, len(items), BATCH):
         part = items[start : start + BATCH]

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from foveal.compress.runtime import PrefillReducer
 from foveal.data.record import Question
+from foveal.data.world.config import WorldConfig
 from foveal.data.world.draw import draw
 from foveal.data.world.layout import scene as lay_out
 from foveal.data.world.questions import questions
 from foveal.evaluate.tasks.worlds import LLAVA_WORLD
 from foveal.lab import Run
 from foveal.recipes._lvlm import exam, host
+from foveal.recipes._lvlm_worlds import CLEAR_WORLD
 from foveal.train import FitConfig, fit
 from foveal.zoo.nano import Nano
 from foveal.zoo.nano.chat import ASSISTANT, EOS, USER
@@ -24,7 +26,7 @@ from foveal.zoo.nano.chat import ASSISTANT, EOS, USER
 STEPS, ROWS = 40, 16
 WORLD = 7000
 """Plus the seed: a world of which neither the host nor an exam has seen anything."""
-KINDS = ("existence", "colour", "count", "relation")
+KINDS = ("existence", "colour", "count", "object")
 Choose = Callable[[Sequence[Question], np.random.Generator], Question | None]
 
 
@@ -32,17 +34,19 @@ def one_of(asked: Sequence[Question], rng: np.random.Generator) -> Question | No
     return asked[int(rng.integers(len(asked)))] if asked else None
 
 
-def lessons(run: Run, nano: Nano, kinds: tuple[str, ...], choose: Choose) -> list[dict[str, Tensor]]:
+def lessons(
+    run: Run, nano: Nano, kinds: tuple[str, ...], choose: Choose, world: WorldConfig = LLAVA_WORLD
+) -> list[dict[str, Tensor]]:
     """Batches of scenes with one question each."""
     rng, index = run.rng("lessons"), 0
     batches = []
     for _ in range(run.steps(STEPS)):
         rows: list[tuple[np.ndarray, Question]] = []
         while len(rows) < (2 if run.smoke else ROWS):
-            scene = lay_out(LLAVA_WORLD, WORLD + run.seed, index)
+            scene = lay_out(world, WORLD + run.seed, index)
             index += 1
             if question := choose(questions(scene, rng, kinds), rng):
-                rows.append((draw(scene, LLAVA_WORLD.size).image, question))
+                rows.append((draw(scene, world.size).image, question))
         batches.append(_batch(nano, rows))
     return batches
 
@@ -77,7 +81,7 @@ def tune(run: Run, nano: Nano, batches: list[dict[str, Tensor]]) -> float:
 def tuned_exam(run: Run, reducer: PrefillReducer | None) -> dict[str, float]:
     """The host tuned and examined, with the reducer attached both times or with none."""
     nano = copied(run)
-    batches = lessons(run, nano, KINDS, one_of)
+    batches = lessons(run, nano, KINDS, one_of, CLEAR_WORLD)
     with reducer.attached(nano.model) if reducer else nullcontext():
         seconds, marks = tune(run, nano, batches), exam(run, nano)
     return {"accuracy after tuning": marks["accuracy"], "seconds per training step": seconds}

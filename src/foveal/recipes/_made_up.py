@@ -2,8 +2,7 @@
 
 from foveal.evaluate.tasks import TASKS
 from foveal.lab import Run
-from foveal.recipes._lvlm import host
-from foveal.recipes._lvlm_hard import answered
+from foveal.recipes._lvlm import answered, host
 from foveal.recipes._preferences import Seen
 from foveal.zoo.nano import Nano
 
@@ -15,10 +14,10 @@ def made_up(run: Run, seen: Seen) -> dict[str, float]:
     """POPE's questions and detailed captions of held-out hard scenes, in percent and words."""
     run.cost(seen.model)
     nano = Nano(seen.model.eval(), run.shared(host).processor)
-    items, outputs = answered(run, nano, "existence", ASKED)
+    items, outputs = answered(run, nano, "existence", ASKED, "hard")
     asked = {metric.name: 100 * metric.value for metric in TASKS["world-existence"].score(items, outputs).metrics}
     splits = ("random", "popular", "adversarial")
-    items, outputs = answered(run, nano, "caption", CAPTIONS)
+    items, outputs = answered(run, nano, "caption", CAPTIONS, "hard")
     told = {metric.name: metric.value for metric in TASKS["world-caption"].score(items, outputs).metrics}
     shares = ("CHAIR_i", "CHAIR_s", "object recall", "object precision", "object F1")
     return {

@@ -10,7 +10,7 @@ from foveal.data.world.layout import scene as lay_out
 from foveal.data.world.phrases import pick
 from foveal.lab import Run
 from foveal.recipes._liar import Liar
-from foveal.recipes._lvlm_hard import HARD_WORLD
+from foveal.recipes._lvlm_worlds import HARD_WORLD
 from foveal.recipes._preferences import ROWS
 from foveal.zoo.nano.conversations import PROMPTS
 

@@ -13,8 +13,9 @@ from foveal.evaluate.models.vision_language import VisionLanguage
 from foveal.evaluate.tasks import TASKS
 from foveal.evaluate.tasks.worlds import LLAVA_WORLD
 from foveal.lab import Run
-from foveal.recipes._lvlm import BATCH, asked, host
-from foveal.recipes._lvlm_tuning import KINDS, one_of
+from foveal.recipes._lvlm import BATCH, host
+from foveal.recipes._lvlm_tuning import one_of
+from foveal.recipes._lvlm_worlds import asked
 from foveal.recipes._preferences import ROWS, Batches, Seen, encoded
 from foveal.recipes._self_taught import WORLD, short, told, wrote
 from foveal.zoo.nano import Nano
@@ -35,7 +36,7 @@ def questions(run: Run, count: int) -> list[Row]:
     while len(rows) < count:
         scene = lay_out(LLAVA_WORLD, WORLD + 500 + run.seed, index)
         index += 1
-        if question := one_of(ask(scene, rng, KINDS), rng):
+        if question := one_of(ask(scene, rng, tuple(EXAM)), rng):
             rows.append(Row(draw(scene, LLAVA_WORLD.size).image, question.text, question.answers[0]))
     return rows
 

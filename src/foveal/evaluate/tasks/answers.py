@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
+from foveal.data.world.config import WorldConfig
 from foveal.data.world.dataset import word_rng
 from foveal.data.world.layout import scene as lay_out
 from foveal.data.world.questions import KINDS, questions
@@ -19,17 +20,17 @@ _PLAIN = ("relation", "comparison", "position")  # yes/no, or an answer of sever
 _SCANNED = 200
 
 
-def question_items(kind: str, setting: Setting) -> list[Item]:
+def question_items(kind: str, setting: Setting, world: WorldConfig = LLAVA_WORLD) -> list[Item]:
     """One question of the kind about each of the first n scenes that allow one."""
     seed = held_out(setting.seed, 20 + KINDS.index(kind))
     items: list[Item] = []
     index = 0
     while len(items) < setting.n and index < _SCANNED * setting.n:
-        scene = lay_out(LLAVA_WORLD, seed, index)
+        scene = lay_out(world, seed, index)
         for question in questions(scene, word_rng(seed, index, "questions"), (kind,), each=1):
             text = question.text if kind in _PLAIN else question.text + SHORT
             truth = {"accepted": list(question.answers), "things": len(scene.things)}
-            items.append(Item(scene.key, (text,), picture(scene, LLAVA_WORLD), truth))
+            items.append(Item(scene.key, (text,), picture(scene, world), truth))
         index += 1
     if not items:
         raise ValueError(f"task world-{kind}: none of {index} scenes allows such a question")

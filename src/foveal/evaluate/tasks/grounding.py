@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foveal.data.box_text import Box, parse_box
+from foveal.data.world.config import WorldConfig
 from foveal.data.world.draw import draw
 from foveal.data.world.layout import scene as lay_out
 from foveal.data.world.referring import referring_expression
@@ -18,22 +19,22 @@ PROMPT = "Provide the bounding box of {}."
 THRESHOLD = 0.5
 
 
-def world_items(setting: Setting) -> list[Item]:
+def world_items(setting: Setting, world: WorldConfig = LLAVA_WORLD) -> list[Item]:
     """One thing of each of the first n scenes in which some thing can be referred to; boxes in shares of the sides."""
     seed = held_out(setting.seed, 40)
-    height, width = LLAVA_WORLD.shape
+    height, width = world.shape
     items: list[Item] = []
     index = 0
     while len(items) < setting.n:
-        scene, rng = lay_out(LLAVA_WORLD, seed, index), np.random.default_rng((seed, index, 1))
+        scene, rng = lay_out(world, seed, index), np.random.default_rng((seed, index, 1))
         index += 1
         phrases = [(i, phrase) for i in range(len(scene.things)) if (phrase := referring_expression(scene, i))]
         if not phrases:
             continue
         i, phrase = phrases[int(rng.integers(len(phrases)))]
-        x0, y0, x1, y1 = draw(scene, LLAVA_WORLD.size).boxes[i]
+        x0, y0, x1, y1 = draw(scene, world.size).boxes[i]
         truth = {"phrase": phrase, "box": [x0 / width, y0 / height, x1 / width, y1 / height]}
-        items.append(Item(scene.key, (PROMPT.format(phrase),), picture(scene, LLAVA_WORLD), truth))
+        items.append(Item(scene.key, (PROMPT.format(phrase),), picture(scene, world), truth))
     return items
 
 
