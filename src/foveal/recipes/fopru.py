@@ -10,6 +10,9 @@ and 11 %), and *fastv*, which keeps all in layer 0 and few enough later for the 
 ``correlation``: of a patch's significance with whether a thing is there, from its true mask.
 
 Relations, which the host guesses, are shown and not counted; captions are of its own world.
+
+Why it came out so: the class token looks at one thing and at the rim of the picture, so that of two things one goes
+with all its patches (see the pictures). Even or chance dropping leaves something of everything, which is enough here.
 """
 
 from collections.abc import Callable, Mapping
