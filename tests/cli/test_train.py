@@ -131,7 +131,7 @@ def test_every_objective_changes_the_model(objective, folders, shards, tmp_path,
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["config"]["objective"] == objective
     beside = tmp_path / "out" / "objective.safetensors"
-    assert beside.is_file() == (objective in ("dreamlip", "prefix_conditioning", "cloc", "grain", "m3i"))
+    assert beside.is_file() == (objective in ("dreamlip", "prefix_conditioning", "cloc", "grain", "dito", "m3i"))
     if beside.is_file():
         assert not [name for name in load_file(beside) if name.startswith("model.")]
 
@@ -183,7 +183,6 @@ def test_shards_of_others(folders, foreign, tmp_path, capsys, caplog):
         ("dreamlip", "needs several sentences"),
         ("prefix_conditioning", "needs captioned samples and others that have only a class"),
         ("uniter", "UNITERForPretraining"),
-        ("dito", "DitoDetector"),
         ("tldr", "foveal curate tldr"),
     ],
 )

@@ -5,12 +5,16 @@ import pytest
 import torch
 
 from foveal.data.record import Region, Sample
+from foveal.lab import Run
 from foveal.recipes import _clip_learners_sources as sources
 from foveal.recipes._clip_learners import Learner, draws
 from foveal.recipes._clip_learners_all import LEARNERS
+from foveal.recipes._listed import CELLS
 from foveal.recipes._pretrain_matrix_cost import step_bytes
-from foveal.recipes._pretrain_matrix_data import COLOURS, NOUNS, swapped, tiny_clip, tokenize
-from foveal.recipes._pretrain_matrix_places import CELLS, covered, heat, region_scores
+from foveal.recipes._pretrain_matrix_data import COLOURS, NOUNS, swapped, tiny_clip, tokenize, training
+from foveal.recipes._pretrain_matrix_places import covered, heat, region_scores
+from foveal.recipes._pretrain_matrix_tldr import reduced
+from foveal.recipes._pretrain_matrix_uniter import Uniter
 
 torch.set_num_threads(1)
 COLOUR_NOUNS = [f"{colour} {noun}" for colour in COLOURS for noun in NOUNS[:2]]
@@ -135,3 +139,56 @@ def test_swapped_texts():
     assert len(changed) == 4
     assert sorted(sample.caption for sample in found) == sorted(sample.caption for sample in samples)
     assert [sample.key for sample in found] == [sample.key for sample in samples]
+
+
+def test_dito_trains_its_parts_alone_from_half_of_the_steps():
+    one, given = learner("dito", steps=2), batch()
+    parts = [p for part in (one.regional.pyramid, one.regional.head) for p in part.parameters()]
+    one.loss(given)["loss"].backward()
+    assert all(p.grad is None for p in parts)
+    with torch.no_grad():
+        one.after_step()
+    one.zero_grad()
+    one.loss(given)["loss"].backward()
+    assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in parts)
+    towers = [p for tower in (one.model.vision_model, one.model.text_model) for p in tower.parameters()]
+    assert all(p.grad is None for p in towers)
+
+
+def test_uniter_reads_only_the_patches_of_a_box():
+    torch.manual_seed(0)
+    one, given = Uniter(None, tokenize, 10), batch()
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5]]).expand(6, 1, -1)
+    before = region_scores(one, given["pixels"], boxes, COLOUR_NOUNS[:3])
+    changed = given["pixels"].clone()
+    changed[:, :, 24:] += 1
+    torch.testing.assert_close(region_scores(one, changed, boxes, COLOUR_NOUNS[:3]), before)
+    changed[:, :, :24] += 1
+    assert not torch.allclose(region_scores(one, changed, boxes, COLOUR_NOUNS[:3]), before)
+
+
+@pytest.mark.parametrize("task", range(5))
+def test_every_task_of_uniter(task):
+    torch.manual_seed(0)
+    one, given = Uniter(None, tokenize, 10), batch()
+    one.finished.fill_(task)
+    one.loss(given)["loss"].backward()
+    grad = one.reader.uniter.img_embeddings.img_linear.weight.grad
+    assert bool(grad.isfinite().all())
+    assert float(grad.abs().max()) > 0
+    assert one.similarity(given["pixels"], COLOUR_NOUNS[:4]).shape == (6, 4)
+    assert one.patch_tokens(given["pixels"]).shape == (6, 36, 64)
+    assert heat(one, given["pixels"], COLOUR_NOUNS * 2).shape == (6, 2, 36)
+
+
+def test_what_tldr_leaves_of_the_matrix():
+    pixels, samples = reduced(Run("tldr", 0, True, False), 0.4)
+    assert 0 < len(samples) == len(pixels)
+    whole, given = training(Run("tldr", 0, True, False), 0.4)
+    before = {sample.key: sample for sample in given}
+    for sample in samples:
+        assert sample.labels == before[sample.key].labels
+        if sample.captions:
+            assert sample.captions[0].startswith(f"{before[sample.key].captions[0]};")
+    rows = [list(before).index(sample.key) for sample in samples]
+    assert torch.equal(pixels, whole[rows])

@@ -55,7 +55,7 @@ TASKS = {
     "povid": Task(
         "POPE accuracy",
         "is it there?; caption",
-        {"base": (0, 0), **dict.fromkeys(("sft", "dpo", "povid"), (240, COST))},
+        {"base": (0, 0), **dict.fromkeys(("sft", "dpo", "povid"), (480, COST))},
     ),
     "stic": Task("VQA accuracy", "questions; answer", {"base": (0, 0), **dict.fromkeys(("sft", "stic"), (60, COST))}),
 }

@@ -22,7 +22,6 @@ from foveal.lab.runner import run_recipe
 from foveal.lab.statistics import paired_difference
 from foveal.lab.wording import claim_text, control_texts, cost_text, interval, number
 from foveal.recipes import _pretrain_matrix as matrix
-from foveal.recipes._clip_learners_all import ELSEWHERE
 
 NAME, BASELINE = "pretrain_matrix", "clip"
 MARKS = {"reproduced": "✓", "inconclusive": "~", "not reproduced": "✗"}
@@ -37,7 +36,7 @@ def measure(smoke: bool, out: Path) -> tuple[dict[str, Any], list[Path]]:
     with CellBar("matrix") as bar:
         outcome = run_recipe(recipe, smoke=smoke, watch=bar)
     command = f"foveal bench --only matrix{' --smoke' if smoke else ''}"
-    result = {**outcome.result, "slug": NAME, "command": command, "columns": matrix.COLUMNS, "elsewhere": ELSEWHERE}
+    result = {**outcome.result, "slug": NAME, "command": command, "columns": matrix.COLUMNS}
     folder = out / "smoke" if smoke else out
     page, prefix = folder / f"{NAME}.md", ""
     if is_published(folder):
@@ -98,8 +97,6 @@ def print_matrix(console: Console, result: Mapping[str, Any]) -> None:
         table.add_row(Text(name), *map(Text, line), style="dim")
     console.print(table)
     console.print(Text("✓ reproduced   ~ inconclusive   ✗ not reproduced, against clip", style="dim"))
-    for slug, reason in result["elsewhere"].items():
-        console.print(Text(f"{slug}: not applicable, it {reason}", style="dim"))
     for sentence in control_texts(result):
         console.print(Text(sentence, style="red"))
     if result["smoke"]:
@@ -113,7 +110,6 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
         [label(result, row), *(cell(result, row, column) for column in columns), *costs(result, row)]
         for row in result["arms"]
     ]
-    lacking = [[slug, *["n/a"] * (len(columns) + len(COSTS))] for slug in result["elsewhere"]]
     blocks = ["# Which objective to pre-train with"]
     if result["smoke"]:
         blocks.append("**A smoke run: the numbers mean nothing.**")
@@ -123,10 +119,7 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
     blocks += [
         f"Percent, mean over {seeds} seed{'s' * (seeds > 1)} [95 % interval]. ✓ reproduced, ~ inconclusive, ✗ not "
         "reproduced: the cell in which a paper says that it wins, against `clip` and paired by seed.",
-        _table(["objective", *columns, *COSTS], rows + lacking),
-        "\n".join(
-            f"- `{slug}` has no place on two towers: it {reason}." for slug, reason in result["elsewhere"].items()
-        ),
+        _table(["objective", *columns, *COSTS], rows),
         f"![Every objective and question: the mean, coloured by its difference from clip]({picture})",
         "## Questions",
         "\n".join(f"- **{name}**: {meaning}." for name, meaning in result["columns"].items()),

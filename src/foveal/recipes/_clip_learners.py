@@ -41,6 +41,8 @@ class Learner(nn.Module):
     ``tokenize``: texts -> ids and mask, padded on the right. ``steps``: of the whole training.
     """
 
+    finished: Tensor
+
     def __init__(self, model: Any, tokenize: Tokenize, steps: int) -> None:
         super().__init__()
         self.model, self.tokenize, self.steps = model, tokenize, steps
@@ -48,10 +50,7 @@ class Learner(nn.Module):
         self.register_buffer("finished", torch.zeros((), dtype=torch.int64))  # steps; travels with the checkpoints
         self.build()
 
-    finished: Tensor
-
     def build(self) -> None:
-        """Make the objective."""
         self.objective: Any = CLIPObjective()
         self.share(self.objective.logit_scale)
 
@@ -60,7 +59,6 @@ class Learner(nn.Module):
         scale.log_scale = self.model.logit_scale
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
-        """What `foveal.train.fit` asks for."""
         texts = [caption_of(sample) for sample in batch["samples"]]
         return {"loss": self.objective(self.image_features(batch["pixels"]), self.text_features(texts)).loss}
 
@@ -69,7 +67,6 @@ class Learner(nn.Module):
         self.finished += 1
 
     def tokenized(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask, where the model is."""
         ids, mask = self.tokenize(list(texts))
         return ids.to(self.model.device), mask.to(self.model.device)
 
@@ -79,9 +76,12 @@ class Learner(nn.Module):
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "n e"]:
         return self.text(*self.tokenized(texts))
 
+    def patch_tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p d"]:
+        return vision_tokens(self.model.vision_model, pixels)[:, 1:]
+
     def patches(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p e"]:
-        """Vectors of the patches, row by row, in the space of the texts."""
-        return self.model.visual_projection(vision_tokens(self.model.vision_model, pixels)[:, 1:])
+        """Patches row by row, as `patch_tokens`, but in the space of the texts."""
+        return self.model.visual_projection(self.patch_tokens(pixels))
 
     def similarity(self, pixels: Float[Tensor, "b 3 h w"], texts: Sequence[str]) -> Float[Tensor, "b n"]:
         """How well pictures and texts fit."""

@@ -1,6 +1,7 @@
 """Which objectives there are for CLIP's towers, and why the others have no place on them."""
 
 from foveal.recipes._clip_learners import Learner
+from foveal.recipes._clip_learners_dito import Dito
 from foveal.recipes._clip_learners_m3i import M3i
 from foveal.recipes._clip_learners_regions import Cloc, Grain
 from foveal.recipes._clip_learners_sources import Nevlp, Prefix
@@ -14,12 +15,12 @@ LEARNERS: dict[str, type[Learner]] = {
     "prefix_conditioning": Prefix,
     "cloc": Cloc,
     "grain": Grain,
+    "dito": Dito,
     "nevlp": Nevlp,
     "m3i": M3i,
 }
 ELSEWHERE = {
     "uniter": "reads words and a detector's regions in one BERT: UNITERForPretraining of foveal.pretrain.uniter",
-    "dito": "trains a detector: DitoDetector of foveal.pretrain.dito",
     "tldr": "chooses and rewrites data: foveal curate tldr",
 }
 """Papers of the issue that train no dual encoder, and what they need."""

@@ -23,6 +23,11 @@ SCENES = world.WorldConfig(
 )  # fmt: skip
 WORDS = WordIds.of([" ".join(("a and is the of picture background", *NOUNS, *world.COLOURS, *ROWS, *COLUMNS))])
 LENGTH = 16
+EDGES = torch.arange(GRID + 1) / GRID
+CELLS = torch.stack(
+    [torch.stack([EDGES[x], EDGES[y], EDGES[x + 1], EDGES[y + 1]]) for y in range(GRID) for x in range(GRID)]
+)
+"""The patches as boxes, in shares of the picture."""
 
 Thing = tuple[str, str, str]
 """Colour, noun, and place in two words."""

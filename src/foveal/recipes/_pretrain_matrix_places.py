@@ -11,24 +11,22 @@ from foveal.nn.cosine import unit_rows
 from foveal.pretrain.filip import token_similarity
 from foveal.recipes import _listed as data
 from foveal.recipes._clip_learners import Learner
+from foveal.recipes._clip_learners_dito import Dito
 from foveal.recipes._clip_learners_m3i import M3i
 from foveal.recipes._clip_learners_regions import Cloc, Grain
 from foveal.recipes._clip_learners_texts import Filip
-
-EDGES = torch.arange(data.GRID + 1) / data.GRID
-CELLS = torch.stack(
-    [torch.stack([EDGES[x], EDGES[y], EDGES[x + 1], EDGES[y + 1]]) for y in range(data.GRID) for x in range(data.GRID)]
-)
-"""The patches as boxes."""
+from foveal.recipes._pretrain_matrix_uniter import Uniter
 
 
 def heat(learner: Learner, pixels: Float[Tensor, "b 3 s s"], phrases: Sequence[str]) -> Float[Tensor, "b m p"]:
     """How well every patch fits each of the M phrases of its picture.
 
-    FILIP: its best word; CLOC: the patch as a box; GRAIN: whether it is the middle of the box of the region that fits
-    the phrase best; the others: the cosine of the patch.
+    FILIP: its best word; UNITER: the mean over words; CLOC and DITO: the patch as a box; GRAIN: whether it is the
+    middle of the box of the region that fits the phrase best; the others: the cosine of the patch.
     """
     shape = (len(pixels), -1)
+    if isinstance(learner, Uniter):
+        return learner.heat(pixels, phrases)
     if isinstance(learner, Filip):
         words, real = learner.words(phrases)
         words = unit_rows(learner.model.text_projection(words)).unflatten(0, shape)
@@ -41,8 +39,8 @@ def heat(learner: Learner, pixels: Float[Tensor, "b 3 s s"], phrases: Sequence[s
         centre = found.boxes.gather(1, best[..., None].expand(-1, -1, 4))[..., :2]
         x, y = (data.GRID * centre).long().clamp(max=data.GRID - 1).unbind(-1)
         return torch.nn.functional.one_hot(data.GRID * y + x, data.GRID**2).float()
-    if isinstance(learner, Cloc):
-        return texts @ unit_rows(learner.regions(pixels, CELLS.expand(len(pixels), -1, -1))).mT
+    if isinstance(learner, Cloc | Dito):
+        return texts @ unit_rows(learner.regions(pixels, data.CELLS.expand(len(pixels), -1, -1))).mT
     return texts @ unit_rows(learner.patches(pixels)).mT
 
 
@@ -51,18 +49,20 @@ def region_scores(
 ) -> Float[Tensor, "bm n"]:
     """How well the content of each box fits each text.
 
-    FILIP scores the tokens of the patches in it; CLOC prompts with it; GRAIN takes the region that overlaps it most;
-    M3I pools the patches in it; the others take their mean.
+    FILIP scores the tokens of the patches in it, UNITER reads no others; CLOC prompts with it, DITO's head looks at it;
+    GRAIN takes the region that overlaps it most; M3I pools the patches in it; the others take their mean.
     """
     inside = covered(boxes)
     within = (inside >= 0.5) | (inside == inside.amax(2, keepdim=True))
+    if isinstance(learner, Uniter):
+        return learner.similarity(pixels.repeat_interleave(boxes.shape[1], 0), texts, within.flatten(0, 1))
     if isinstance(learner, Filip):
         words, real = learner.words(texts)
         patches = learner.patches(pixels).repeat_interleave(boxes.shape[1], 0)
         words = learner.model.text_projection(words)
         sides = token_similarity(patches, words, image_mask=within.flatten(0, 1), text_mask=real)
         return sides[0] + sides[1]
-    if isinstance(learner, Cloc):
+    if isinstance(learner, Cloc | Dito):
         vectors = learner.regions(pixels, boxes)
     elif isinstance(learner, Grain):
         found = learner.found(pixels)
@@ -79,7 +79,7 @@ def region_scores(
 def covered(boxes: Float[Tensor, "b m 4"]) -> Float[Tensor, "b m p"]:
     """Share of every patch that lies in each box."""
     x, y = (
-        (boxes[..., far, None].minimum(EDGES[1:]) - boxes[..., near, None].maximum(EDGES[:-1])).clamp(min=0)
+        (boxes[..., far, None].minimum(data.EDGES[1:]) - boxes[..., near, None].maximum(data.EDGES[:-1])).clamp(min=0)
         for near, far in ((0, 2), (1, 3))
     )
     return (y[..., :, None] * x[..., None, :]).flatten(2) * data.GRID**2

@@ -9,7 +9,6 @@ from torch import Tensor
 from foveal.data import world
 from foveal.data.transforms import to_tensor
 from foveal.lab import Run
-from foveal.pretrain.base_towers import vision_tokens
 from foveal.recipes import _listed as data
 from foveal.recipes._clip_learners import TEMPLATES, Learner
 from foveal.recipes._pretrain_matrix_data import COLOURS, NOUNS, SCENES, described, laid_out, ready
@@ -72,7 +71,7 @@ def compositional(learner: Learner, test: data.Listed) -> float:
 def probe(run: Run, learner: Learner) -> float:
     """A linear classifier of the shape on the mean patch token, which no objective leaves out."""
     sides = [run.shared(singles, first) for first in (30_000, 20_000)]
-    means = [vision_tokens(learner.model.vision_model, pixels)[:, 1:].mean(1).numpy() for pixels, _ in sides]
+    means = [learner.patch_tokens(pixels).mean(1).numpy() for pixels, _ in sides]
     train, test = ((side - means[0].mean(0)) / (means[0].std(0) + 1e-6) for side in means)
     return 100 * float(LogisticRegression(max_iter=300).fit(train, sides[0][1]).score(test, sides[1][1]))
 

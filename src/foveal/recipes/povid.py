@@ -1,17 +1,15 @@
 """POVID: does preference tuning against made-up answers, written and noise-triggered, make a model invent less?
 
-Host: nano-llava as shipped, on scenes with more and smaller things, farther away, than those that it knows: there it
-makes things up. Preferred are true captions of such scenes, dispreferred the same captions with absent companions,
-swapped places or wrong attributes, written by rules into as many words. Detailed captions of held-out ones are judged
-by CHAIR (share of mentions, and of captions, with something that is not there) and by how many of the objects that are
-there they name; POPE asks for objects one by one.
+Host: nano-llava. Preferred are true captions, dispreferred the same captions with absent companions, swapped places or
+wrong attributes, written by rules into as many words. Detailed captions of held-out scenes are judged by CHAIR (share
+of mentions, and of captions, with something that is not there) and by how many of the objects that are there they name;
+POPE asks for objects one by one. Captions are drawn (temperature 1): the likeliest ones, of which the columns *greedy*
+tell, hold few inventions to begin with.
 
 Each arm sees the same pictures and true captions in the same batches, with the same number of steps and one learning
-rate: *sft* imitates the true captions; *dpo* is DPO against the written errors alone; *povid* is that for the first
-half (stage 1), then both kinds of errors with the model of stage 1 as the reference (stage 2). Controls: *noise0* is
-POVID with the picture as it is instead of noise (step 0); *base* is not trained.
-
-Inconclusive: so few steps change less than the scenes of one seed and another differ.
+rate, chosen for *dpo* on seed 100: *sft* imitates the true captions; *dpo* is DPO against the written errors alone;
+*povid* is that for the first half (stage 1), then both kinds of errors with the model of stage 1 as the reference
+(stage 2). Controls: *noise0* is POVID with the picture as it is instead of noise (step 0); *base* is not trained.
 """
 
 from functools import partial
@@ -76,7 +74,7 @@ RECIPE = Recipe(
         *(Claim(arm, beats="base", on="object recall", by=-2.0) for arm in ("dpo", "povid")),
     ],
     controls=("base", "noise0"),
-    seeds=(3, 4, 5),  # 0 to 2 were run on scenes in which the host hardly makes anything up
+    seeds=(6, 7, 8),  # 0 to 5 were run on greedy captions, which hold little that is made up
     real="foveal align povid --model llava-hf/llava-1.5-7b-hf --images photos/",
     example="""
 import torch
