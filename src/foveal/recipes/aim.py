@@ -12,6 +12,9 @@ all their tokens, *four.aim* all four at half the tokens each, *four.random* lik
 *four.full* has twice their tokens.
 
 Relations, which the host guesses, are shown and not counted; captions are of its own world.
+
+Why it came out so: the host has always seen 144 image tokens. Fewer before its first layer, numbered without gaps, lie
+elsewhere for it, and boxes and counts suffer; FastV and pruning after that layer keep the numbers.
 """
 
 from collections.abc import Callable

@@ -13,6 +13,8 @@ Relations, which the host guesses, are shown and not counted; captions are of it
 
 Why it came out so: the class token looks at one thing and at the rim of the picture, so that of two things one goes
 with all its patches (see the pictures). Even or chance dropping leaves something of everything, which is enough here.
+All but FastV number the remaining tokens without gaps, where the host has always seen 144: boxes and counts suffer from
+that.
 """
 
 from collections.abc import Callable, Mapping

@@ -10,8 +10,11 @@ who had more.
 
 Training: *tuned* goes on with the host for 40 steps on questions about other scenes, *tuned.pyramid* with PyramidDrop
 attached, in training and in the exam. Seeds choose scenes and questions; the host is one and the same.
-
 Relations, which the host guesses, are shown and not counted; captions are of its own world.
+
+Why it came out so: what counts most here is the number that a remaining token has for the rotary positions. The host
+has always seen 144 image tokens; renumbered without gaps, as the release does it, they lie elsewhere for it, and boxes
+and counts suffer. FastV keeps the numbers, and so can PyramidDrop (``positions="original"``).
 """
 
 from collections.abc import Callable
