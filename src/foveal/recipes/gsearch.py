@@ -8,8 +8,8 @@ At budgets of 50 and 40 % (mean rate; layers 0 and 1 keep all): *sigmoid* search
 *random* takes the best of nine falling strategies drawn by chance, *step* drops once at layer 2 (as FastV, by the
 ranking of all arms here), *ramp* falls evenly and is not searched.
 
-``tau``: how alike neighbouring layers rank the image tokens, on which the method rests. The host loses so little at these
-budgets that no strategy has much to win over another.
+``tau``: how alike neighbouring layers rank the image tokens, on which the method rests. The host loses so little at
+these budgets that no strategy has much to win over another.
 """
 
 from collections.abc import Callable
