@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 from evaluate.test_card import RECORD
-from evaluate.tiny import save_clip, save_llava
+from evaluate.tiny import save_blip, save_clip, save_llava
 
+from foveal.decode import agla
 from foveal.decode.base import ContrastBranch
 
 from .test_catalog import fail, run
@@ -15,6 +16,11 @@ from .test_catalog import fail, run
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
     return save_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="module")
+def blip_folder(tmp_path_factory):
+    return save_blip(tmp_path_factory.mktemp("models") / "blip")
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +113,28 @@ def test_a_decoder(llava_folder, capsys, monkeypatch, decoder):
 
 def test_a_decoder_is_for_models_that_answer(clip_folder, capsys):
     assert "vision-language" in fail(capsys, "eval", str(clip_folder), "--decode", "damro")
+
+
+def test_agla_by_a_clip_and_by_a_blip(llava_folder, clip_folder, blip_folder, capsys, monkeypatch):
+    """Its views come from the matcher that is named, and its answers are kept apart."""
+    views = []
+    made = agla.augmented_view
+    monkeypatch.setattr("foveal.cli._eval_agla.augmented_view", lambda *a: views.append(made(*a)) or views[-1])
+    arguments = ("eval", str(llava_folder), "--task", "world-caption", "--n", "2", "--json", "--decode", "agla")
+    for matcher in (clip_folder, blip_folder):
+        views.clear()
+        result = json.loads(run(capsys, *arguments, "--matcher", str(matcher)))
+        assert len(views) == 2
+        assert result["model"]["settings"] == {"decode": "agla", "matcher": str(matcher)}
+
+
+def test_what_agla_needs(llava_folder, clip_folder, capsys):
+    arguments = ("eval", str(llava_folder), "--task", "world-caption", "--n", "2")
+    assert "agla needs a CLIP or BLIP" in fail(capsys, *arguments, "--decode", "agla")
+    assert "no other does" in fail(capsys, *arguments, "--decode", "damro", "--matcher", str(clip_folder))
+    assert "--decode agla" in fail(capsys, *arguments, "--matcher", str(clip_folder))
+    assert "'llava' model" in fail(capsys, *arguments, "--decode", "agla", "--matcher", str(llava_folder))
+    assert "matcher='nowhere' is no folder" in fail(capsys, *arguments, "--decode", "agla", "--matcher", "nowhere")
 
 
 def test_a_model_card(clip_folder, capsys, tmp_path):

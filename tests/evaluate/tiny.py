@@ -73,6 +73,22 @@ def save_clip(folder: Path) -> Path:
     return folder
 
 
+def save_blip(folder: Path) -> Path:
+    """A random BLIP with a matching head; its text tower has a layer 6, which AGLA explains."""
+    from transformers import BlipConfig, BlipForImageTextRetrieval, BlipImageProcessorPil, BlipProcessor
+
+    tokenizer = letters_tokenizer()
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    text = {**size, "num_hidden_layers": 7, "vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    text |= {"encoder_hidden_size": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "sep_token_id": 1}
+    vision = {**size, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    config = BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=8)
+    BlipForImageTextRetrieval(config).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    return folder
+
+
 class ScriptedAnswers:
     """A vision–language model that answers from a function of (pictures, prompt)."""
 

@@ -16,16 +16,30 @@ OUTLIERS = 10
 """Of an image, as in DAMRO's paper; a tiny model has fewer tokens."""
 
 
-def with_decoder(opened: Opened, decoder: str) -> Opened:
+def with_decoder(opened: Opened, decoder: str, matcher: str | None) -> Opened:
     """The model, answering with the decoder at its paper's settings; kept answers without it are not mixed up with it.
 
-    Raises ValueError for a model that is asked nothing; a model that the decoder does not fit says so when it is asked.
+    ``matcher``: see `foveal.cli._eval_agla.SecondLook`.
+
+    Raises ValueError for a model that is asked nothing, and for a matcher that is missing, not needed, or no matcher. A
+    model that the decoder does not fit says so when it is asked.
     """
+    if (matcher is None) == (decoder == "agla"):
+        raise ValueError(
+            f"decode={decoder!r}, matcher={matcher!r}: agla needs a CLIP or BLIP as matcher, no other does"
+        )
     answering = opened.model
     if not isinstance(answering, VisionLanguage):
         raise ValueError(f"decode={decoder!r}: is for vision-language models, {opened.name} is a {opened.kind} one")
-    answering.options = partial(_options, answering, _MAKE[decoder])
-    return replace(opened, settings={**opened.settings, "decode": decoder})
+    make: Callable[..., ContrastProcessor]
+    if matcher is None:
+        make, named = _MAKE[decoder], {"decode": decoder}
+    else:
+        from foveal.cli._eval_agla import SecondLook
+
+        make, named = SecondLook(matcher, answering.model.device), {"decode": decoder, "matcher": matcher}
+    answering.options = partial(_options, answering, make)
+    return replace(opened, settings={**opened.settings, **named})
 
 
 def _options(

@@ -23,7 +23,8 @@ def main(
     dtype: str = "auto",
     steps: int = 30,
     guidance: float = 5.0,
-    decode: Literal["debias", "damro"] | None = None,
+    decode: Literal["debias", "damro", "agla"] | None = None,
+    matcher: str | None = None,
     data: Path | None = None,
     images: Path | None = None,
     fresh: bool = False,
@@ -48,6 +49,7 @@ def main(
         steps: denoising steps of a text-to-image pipeline.
         guidance: its scale of classifier-free guidance; 1 is none.
         decode: a decoder against invented objects, for the answers of a vision-language model.
+        matcher: the CLIP or BLIP by which agla finds what a question is about: Salesforce/blip-itm-large-coco.
         data: file or folder of the task, such as a POPE file or a folder of class folders.
         images: folder of the pictures that the data file names.
         fresh: ask again what an earlier run has finished.
@@ -62,7 +64,9 @@ def main(
         raise ValueError(f"card={str(card)!r}: give a file that ends in .md")
     opening = {"device": device, "dtype": dtype, "batch_size": batch_size, "steps": steps, "guidance": guidance}
     given = {"seed": seed, "data": data, "images": images}
-    opened, results = measure(model, names, n, fresh, opening, given, decode, needs_record=card is not None)
+    if matcher is not None and decode is None:
+        raise ValueError(f"matcher={matcher!r}: is for --decode agla")
+    opened, results = measure(model, names, n, fresh, opening, given, (decode, matcher), needs_record=card is not None)
     result = as_json(opened, seed, results)
     written = [] if out is None else write(out, result, results)
     if card is not None:
@@ -88,10 +92,13 @@ def measure(
     fresh: bool,
     opening: dict[str, Any],
     given: dict[str, Any],
-    decode: str | None,
+    decoder: tuple[str | None, str | None],
     needs_record: bool,
 ) -> tuple[Opened, list[TaskResult]]:
-    """Open the model and run its tasks behind a bar. A card that cannot be written is refused before."""
+    """Open the model and run its tasks behind a bar. A card that cannot be written is refused before.
+
+    ``decoder``: its name and its matcher.
+    """
     from foveal.cli._pictures import progress
 
     with progress() as report:
@@ -106,10 +113,11 @@ def measure(
         opened = open_model(model, **opening)
         if not opened.parameters and names is None:
             raise ValueError(f"model={model!r} holds answers: say to which task, --task pope, chair or vqa")
+        decode, matcher = decoder
         if decode is not None:
             from foveal.cli._eval_decode import with_decoder
 
-            opened = with_decoder(opened, decode)
+            opened = with_decoder(opened, decode, matcher)
         if needs_record:
             from foveal.evaluate.card import read_record
 

@@ -76,7 +76,8 @@ RECIPE = Recipe(
         Claim("agla.sampled", beats="sharp.sampled", on="sampled POPE accuracy"),
     ],
     controls=("shuffled", "beam", "sharp.sampled"),
-    real="foveal demo",
+    real="foveal eval llava-hf/llava-1.5-7b-hf --task pope --data pope --images val2014 --decode agla "
+    "--matcher Salesforce/blip-itm-large-coco",
     example="""
 import torch
 from foveal import decode, zoo
