@@ -10,6 +10,9 @@ Each arm sees the same pictures and true captions in the same batches, with the 
 rate, chosen for *dpo* on seed 100: *sft* imitates the true captions; *dpo* is DPO against the written errors alone;
 *povid* is that for the first half (stage 1), then both kinds of errors with the model of stage 1 as the reference
 (stage 2). Controls: *noise0* is POVID with the picture as it is instead of noise (step 0); *base* is not trained.
+
+Both kinds of preference tuning invent less than the host in each of the seeds, imitation in one alone; on average they
+name no fewer things. Noise is hardly better than the picture as it is, and POPE and greedy captions hardly change.
 """
 
 from functools import partial
