@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nn.openai_names import as_transformers
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveal.pretrain import base
 from foveal.pretrain.clip import (
@@ -130,6 +131,32 @@ def test_chunked_gradient_by_finite_differences():
     loss = chunked_clip_loss(image, text, scale, 2)
     with pytest.raises(RuntimeError, match="chunked_clip_loss cannot be differentiated twice"):
         torch.autograd.grad(loss, image, create_graph=True)
+
+
+class Largest(TorchDispatchMode):
+    """Most elements of a tensor that any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, tuple) else (result,):
+            if isinstance(one, torch.Tensor):
+                self.elements = max(self.elements, one.numel())
+        return result
+
+
+@pytest.mark.parametrize("batch", [64, 256])
+def test_chunked_never_holds_all_scores(batch):
+    image, text = (x.requires_grad_() for x in pairs(batch, 0))
+    with Largest() as made:
+        chunked_clip_loss(image, text, 10.0, 16).backward()
+    assert made.elements == 16 * batch
+    with Largest() as made:
+        clip_loss(image, text, 10.0).loss.backward()
+    assert made.elements == batch**2
 
 
 def test_chunked_survives_large_scales():
