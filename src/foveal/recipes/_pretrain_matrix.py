@@ -11,6 +11,7 @@ and patches.
 ``more_texts`` is CLIP that reads, as caption, any sentence or region phrase of the picture, drawn at every step: what
 DreamLIP, CLOC and GRAIN gain over it is not owed to the texts alone. ``shuffled`` learns from texts of other pictures.
 ``noise``: retrieval after a second training in which two of five pictures have all texts and regions of another.
+DITO's towers have half of the steps; UNITER, which has to learn what a patch is from matching alone, learns little.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ COLUMNS = {
     "zero-shot": "naming the shape in a picture of one, by prompts; half of the six shapes never had a label",
     "localisation": "the patch that fits a phrase best shows the thing",
     "regions": "naming the shape in a true box",
-    "long captions": "R@1 of descriptions, of which the text tower reads the first 15 words",
+    "long captions": "R@1 of descriptions, of which the text tower reads the first 11 words",
     "hard negatives": "the true caption beats the one with two colours swapped (chance is 50)",
     "noise": "retrieval when 40 % of the training pictures have the texts of another",
     "probe": "linear classifier of the shape on frozen patch tokens",
