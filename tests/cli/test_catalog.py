@@ -1,6 +1,8 @@
 """`foveal list`, `foveal show` and `foveal find`, called as the command calls them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -84,3 +86,13 @@ def test_find_needs_a_need(capsys):
     err = fail(capsys, "find", " ")
     assert err.startswith("foveal: query=")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["list", "list --help", "adapt glov --help"])
+def test_output_that_nobody_reads_to_its_end(command):
+    """As when it goes to head."""
+    start = [sys.executable, "-c", "from foveal.cli import main; main()", *command.split()]
+    process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1

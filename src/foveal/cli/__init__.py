@@ -6,6 +6,7 @@ Nothing is imported before the command is known, so ``foveal --help`` answers at
 import ast
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,11 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     function = importlib.import_module(f"foveal.cli.{command}").main
     try:
-        tyro.cli(function, prog=f"foveal {command}", args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+        try:
+            tyro.cli(function, prog=f"foveal {command}", args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+        finally:
+            sys.stdout.flush()  # at the interpreter's end nothing could be done about a closed pipe
     except BAD_INPUT as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("interrupted: finished steps are kept, nothing is half-written", 130)
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush fails too
+        raise SystemExit(1) from None  # as rich does where it prints
 
 
 def _fail(message: str, code: int) -> None:
