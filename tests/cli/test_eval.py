@@ -4,8 +4,10 @@ import json
 import shutil
 
 import pytest
+import torch
 from evaluate.test_card import RECORD
 from evaluate.tiny import save_blip, save_clip, save_llava
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from foveal.decode import agla
 from foveal.decode.base import ContrastBranch
@@ -116,15 +118,22 @@ def test_a_decoder_is_for_models_that_answer(clip_folder, capsys):
 
 
 def test_agla_by_a_clip_and_by_a_blip(llava_folder, clip_folder, blip_folder, capsys, monkeypatch):
-    """Its views come from the matcher that is named, and its answers are kept apart."""
-    views = []
-    made = agla.augmented_view
+    """The second look is at its views, which come from the matcher that is named; its answers are kept apart."""
+    views, looked = [], []
+    made, processor = agla.augmented_view, agla.AglaLogitsProcessor
     monkeypatch.setattr("foveal.cli._eval_agla.augmented_view", lambda *a: views.append(made(*a)) or views[-1])
+    monkeypatch.setattr(
+        "foveal.cli._eval_agla.AglaLogitsProcessor",
+        lambda *a, **k: looked.append(k["pixel_values"]) or processor(*a, **k),
+    )
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     arguments = ("eval", str(llava_folder), "--task", "world-caption", "--n", "2", "--json", "--decode", "agla")
     for matcher in (clip_folder, blip_folder):
         views.clear()
+        looked.clear()
         result = json.loads(run(capsys, *arguments, "--matcher", str(matcher)))
         assert len(views) == 2
+        torch.testing.assert_close(torch.cat(looked) * std + mean, torch.stack([view for view, _ in views]))
         assert result["model"]["settings"] == {"decode": "agla", "matcher": str(matcher)}
 
 
