@@ -1,5 +1,8 @@
 """Tasks for vision–language models: scripted models get what they must."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -10,8 +13,10 @@ from foveal.data.world.layout import scene as lay_out
 from foveal.data.world.vocabulary import COMPANIONS
 from foveal.evaluate.base import Item, Setting
 from foveal.evaluate.tasks import TASKS
+from foveal.evaluate.tasks.answers import question_items
 from foveal.evaluate.tasks.existence import BINS, frequency_bins, pope_metrics
 from foveal.evaluate.tasks.grounding import iou
+from foveal.evaluate.tasks.grounding import world_items as grounding_items
 from foveal.zoo.nano.scenes import HELD_OUT_SEED, LLAVA_WORLD
 
 from .tiny import ScriptedAnswers
@@ -33,6 +38,21 @@ def values(found):
 def scene_of(item):
     seed, index = item.key.split()[0].split("-")[1:]
     return lay_out(LLAVA_WORLD, int(seed), int(index))
+
+
+@pytest.mark.parametrize("make", [partial(question_items, "position"), grounding_items])
+def test_questions_about_another_world(make):
+    """Scenes, boxes and pictures are of the world that is given, for what the default one would not hold."""
+    alone = replace(LLAVA_WORLD, things=(1, 1), nouns=("dog",), size=64)
+    items = make(Setting(4), world=alone)
+    for item in items:
+        seed, index = item.key.split()[0].split("-")[1:]
+        scene = lay_out(alone, int(seed), int(index))
+        assert [thing.noun for thing in scene.things] == ["dog"]
+        assert "dog" in item.texts[0]
+        assert item.pictures()[0].shape == (64, 64, 3)
+        if "box" in item.truth:
+            assert item.truth["box"] == pytest.approx([side / 64 for side in draw(scene, 64).boxes[0]])
 
 
 @pytest.fixture(scope="module")

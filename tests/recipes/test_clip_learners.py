@@ -15,6 +15,7 @@ from foveal.recipes._pretrain_matrix_data import COLOURS, NOUNS, swapped, tiny_c
 from foveal.recipes._pretrain_matrix_places import covered, heat, region_scores
 from foveal.recipes._pretrain_matrix_tldr import reduced
 from foveal.recipes._pretrain_matrix_uniter import Uniter
+from foveal.train import FitConfig, fit
 
 torch.set_num_threads(1)
 COLOUR_NOUNS = [f"{colour} {noun}" for colour in COLOURS for noun in NOUNS[:2]]
@@ -151,8 +152,25 @@ def test_dito_trains_its_parts_alone_from_half_of_the_steps():
     one.zero_grad()
     one.loss(given)["loss"].backward()
     assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in parts)
-    towers = [p for tower in (one.model.vision_model, one.model.text_model) for p in tower.parameters()]
-    assert all(p.grad is None for p in towers)
+    towers = (one.model.vision_model, one.model.text_model)
+    assert all(p.grad is None for tower in towers for p in tower.parameters())
+    assert not any(tower.training for tower in towers)
+
+
+def test_the_towers_of_dito_rest_in_the_second_half():
+    """Neither weight decay nor momentum moves them there."""
+    one, given = learner("dito", steps=4), batch()
+    seen = []
+
+    def after_step(model):
+        model.after_step()
+        seen.append(torch.cat([p.detach().flatten().clone() for p in model.model.vision_model.parameters()]))
+
+    config = FitConfig(lr=1e-2, optimizer="muon", batch_size=1, collate=lambda rows: given, after_step=after_step)
+    fit(one, [0] * 4, steps=4, loss=lambda model, batch: model.loss(batch), config=config)
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[1], seen[2])
+    assert torch.equal(seen[2], seen[3])
 
 
 def test_uniter_reads_only_the_patches_of_a_box():

@@ -23,4 +23,4 @@ ELSEWHERE = {
     "uniter": "reads words and a detector's regions in one BERT: UNITERForPretraining of foveal.pretrain.uniter",
     "tldr": "chooses and rewrites data: foveal curate tldr",
 }
-"""Papers of the issue that train no dual encoder, and what they need."""
+"""Papers that train no dual encoder, and what they do instead."""

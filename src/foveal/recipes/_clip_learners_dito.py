@@ -29,7 +29,9 @@ class Dito(Learner):
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         if int(self.finished) < self.steps / 2:
             return super().loss(batch)
-        self.regional.train_backbone = False
+        if self.regional.train_backbone:
+            self.regional.train_backbone = False
+            self.regional.train(self.training)  # towers without dropout from here on
         ids, mask = self.tokenized([caption_of(sample) for sample in batch["samples"]])
         return {"loss": self.regional(batch["pixels"], ids, mask, draws()).loss}
 

@@ -50,9 +50,9 @@ def right(kind: str, items: Sequence[Item], outputs: Sequence[Json]) -> float:
     return 100 * sum(bool(row.get("right", row.get("iou", 0) >= 0.5)) for row in rows) / len(rows)
 
 
-def exam(run: Run, nano: Nano, options: Options | None = None) -> dict[str, float]:
+def exam(run: Run, nano: Nano) -> dict[str, float]:
     """Percentage right of each kind of question about clear scenes, and their mean as ``accuracy``."""
-    marks = {kind: right(kind, *answered(run, nano, kind, n, "clear", options)) for kind, n in QUESTIONS.items()}
+    marks = {kind: right(kind, *answered(run, nano, kind, n, "clear")) for kind, n in QUESTIONS.items()}
     return {"accuracy": sum(marks.values()) / len(marks), **marks}
 
 
