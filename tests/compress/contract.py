@@ -75,6 +75,7 @@ class Thin(PrefillReducer):
         query, key = step.previous.queries_and_keys(sample)
         assert len(places) == query.shape[1]  # what layer 2 processed is what enters layer 3
         scores = (query.mean((0, 1)) @ key.mean(0).T)[is_image]
+        step.previous.spend(2 * key.shape[1] * key.shape[2])
         return images[scores.topk(keep).indices.sort().values]
 
 

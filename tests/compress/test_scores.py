@@ -49,9 +49,9 @@ def test_a_long_instruction_takes_the_memory_of_a_block():
 class Seen(LayerwiseKeep):
     """Notes some queries and all keys of the layer before, and how many projections they cost."""
 
-    def __init__(self, kind, cached=True):
+    def __init__(self, kind, cached=True, overheard=True):
         super().__init__((1, 1, 0.7, 0.7, 0.3, 0.1), kind.positions)
-        self.cached, self.pairs, self.costs = cached, [], []
+        self.cached, self.overheard, self.pairs, self.costs = cached, overheard, [], []
 
     def select(self, step):
         before = step.previous
@@ -59,6 +59,8 @@ class Seen(LayerwiseKeep):
             assert before.layer == step.layer - 1
             if not self.cached:
                 before.cache = None
+            if not self.overheard:
+                before.query = None
             for sample in range(len(step.n_image)):
                 places, _ = before.sample(sample)
                 rows = torch.arange(len(places))[-3:]
@@ -71,18 +73,19 @@ class Seen(LayerwiseKeep):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_keys_in_the_cache_are_those_of_the_projections(kind):
-    """After drops, with left padding, with positions of three axes and new ones; only the queries are projected."""
+def test_keys_in_the_cache_and_overheard_queries_are_those_of_the_projections(kind):
+    """After drops, with left padding, with positions of three axes and new ones."""
     model = kind.model(dtype=torch.float64)
     inputs = join(kind, *kind.singles(model))
     with torch.no_grad(), Seen(kind).attached(model) as cached:
         model(**inputs, use_cache=True)
-    with torch.no_grad(), Seen(kind, cached=False).attached(model) as projected:
+    with torch.no_grad(), Seen(kind, cached=False, overheard=False).attached(model) as projected:
         model(**inputs, use_cache=True)
     with torch.no_grad(), Seen(kind).attached(model) as none_kept:
         model(**inputs, use_cache=False)
-    assert set(cached.costs) == {1}
-    assert set(projected.costs) == set(none_kept.costs) == {2}
+    assert set(cached.costs) == {0}
+    assert set(none_kept.costs) == {1}
+    assert set(projected.costs) == {2}
     for mine, others, alone in zip(cached.pairs, projected.pairs, none_kept.pairs, strict=True):
         torch.testing.assert_close(mine, others)
         torch.testing.assert_close(mine, alone)

@@ -70,6 +70,8 @@ class LayerInput:
     """What the layer before processed, for reducers with ``looks_back``."""
     cache: Any = None
     """Where ``previous`` has put its keys; None when the prefill keeps none, and at the layer that is yet to run."""
+    query: Float[Tensor, "b l hd"] | None = None
+    """What the layer's ``q_proj`` has made of ``hidden``; None when it was not overheard, or is yet to run."""
 
     def sample(self, sample: int) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
         """Where the n valid tokens of one sample stand in the sequence, and which of them are image tokens."""
@@ -138,18 +140,20 @@ class LayerInput:
     def _project(self, which: str, sample: int, places: Int[Tensor, " m"]) -> Float[Tensor, "heads m d"]:
         """Queries or keys of one sample's tokens at ``places``, by the layer's own norm, projection and positions."""
         device = next(self.module.parameters()).device  # a model may be spread over several
-        x = self.module.input_layernorm(self.hidden[sample, places].detach().to(device))
         attention, places = self.module.self_attn, places.to(device)
+        if which == "q" and self.query is not None:
+            projected = self.query[sample, places]
+        else:
+            x = self.module.input_layernorm(self.hidden[sample, places.to(self.hidden.device)].detach().to(device))
+            projected = getattr(attention, f"{which}_proj")(x)
+            self.spend(2 * x.shape[-1] * projected.numel())
         cos, sin = (_of_sample(part.to(device), sample, attention)[places] for part in self.rope)
-        heads = _heads(attention, which, x)
-        self.spend(2 * x.shape[-1] * heads.numel())
-        return _rotate(heads, cos, sin)
+        return _rotate(_heads(attention, which, projected), cos, sin)
 
 
-def _heads(attention: Any, which: str, x: Tensor) -> Tensor:
-    """(n, D) -> (heads, n, d) by the projection, and the per-head norm that some decoders have."""
-    projected = getattr(attention, f"{which}_proj")(x)
-    heads = projected.view(len(x), -1, attention.head_dim)
+def _heads(attention: Any, which: str, projected: Float[Tensor, "n hd"]) -> Float[Tensor, "h n d"]:
+    """One after the other, with the per-head norm that some decoders have."""
+    heads = projected.view(len(projected), -1, attention.head_dim)
     norm = getattr(attention, f"{which}_norm", None)
     return (heads if norm is None else norm(heads)).transpose(0, 1)
 

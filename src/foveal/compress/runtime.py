@@ -149,6 +149,9 @@ class PrefillReducer:
         for number, layer in enumerate(anatomy.layers):
             hook = torch.compiler.disable(partial(self._before_layer, number))
             self._undo.append(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            if self.looks_back:
+                overhear = partial(self._overhear, number)
+                self._undo.append(layer.self_attn.q_proj.register_forward_hook(overhear).remove)
         if self.reads_features:
             self._wrap_features(base)
         self._undo += [handle.remove for handle in self.watch(anatomy)]
@@ -245,6 +248,14 @@ class PrefillReducer:
         hidden = run.enter(number, layer, args[0], kwargs)
         run.cache = cache_in(kwargs)
         return (hidden, *args[1:]), kwargs
+
+    def _overhear(self, number: int, projection: nn.Module, args: tuple, output: Tensor) -> None:
+        """Queries that a layer has projected need not be projected again for `select` at the next one."""
+        if torch.compiler.is_compiling():  # it would split a compiled layer
+            return
+        before = self._pass.previous if isinstance(self._pass, Prefill) else None
+        if before is not None and before.layer == number and output.shape[:-1] == before.hidden.shape[:-1]:
+            before.query = output.detach()
 
     def _after_base(self, base: nn.Module, args: tuple, output: Any) -> None:
         run = self._pass
