@@ -14,10 +14,13 @@ def number(value: float) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation over seeds, both to the digits that the deviation supports: 87.31 ± 0.42."""
+    """Mean ± standard deviation over seeds, both to the digits that the deviation supports: 87.31 ± 0.42.
+
+    The mean alone where the deviation is below a thousandth of it.
+    """
     mean = fmean(values)
     deviation = stdev(values) if len(values) > 1 else 0.0
-    if not deviation:
+    if deviation < abs(mean) / 1000 or not deviation:
         return number(mean)
     digits = max(0, 1 - _magnitude(deviation))
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
