@@ -114,6 +114,13 @@ CASES = [
         refused=("internvl", "smolvlm"),
     ),
     Case(
+        "fopru.original",
+        lambda kind: FoPru(0.3, positions="original"),
+        lambda kind: FoPru(1.0, positions="original"),
+        renumbers=lambda layer: False,
+        kinds=("llava",),
+    ),
+    Case(
         "aim",
         lambda kind: AIM(0.6, 1, 0.3),
         lambda kind: AIM(1.0, 6),

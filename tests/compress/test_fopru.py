@@ -107,6 +107,7 @@ def test_rows_of_an_image_with_its_enlarged_map():
         (lambda: FoPru(0.0), "ratio=0.0"),
         (lambda: FoPru(float("nan")), "ratio=nan"),
         (lambda: FoPru(strategy="column"), "strategy='column' must be 'rank' or 'row'"),
+        (lambda: FoPru(positions="new"), "positions='new' must be 'compact' or 'original'"),
         (lambda: FoPru(aggregate="max"), "aggregate='max'"),
         (lambda: FoPru(layer=0), "layer=0 must be 1, 2"),
         (lambda: FoPru(layer=4).attach(BY_NAME["llava"].model()), "layer=4: the vision tower has blocks 1 to 3"),

@@ -33,6 +33,7 @@ from foveal.compress.runtime import PrefillReducer
 
 STRATEGIES = ("rank", "row")
 AGGREGATES = ("cls", "mean")
+POSITIONS = ("compact", "original")
 KINDS = ("llava", "llava_next", "llava_onevision")
 NOTE = "_foveal_focus"
 
@@ -106,23 +107,31 @@ class FoPru(PrefillReducer):
         aggregate: "cls" reads the class token's attention, "mean" that of all tokens, for encoders without one.
         layer: block to read, counted as ``vision_feature_layer``: 1 is the first block, −1 the last. None: the one that
             the model takes its features from.
+        positions: "compact" renumbers what stays, as in the paper; "original" keeps the numbers, which serves a model
+            better that has only ever seen one number of image tokens.
 
     Raises ValueError for other values; on `attach` for a model that has no such block, or no class token for "cls".
     """
 
     reads_features = True
-    positions = "compact"
 
     def __init__(
-        self, ratio: float = 0.25, strategy: str = "rank", aggregate: str = "cls", layer: int | None = None
+        self,
+        ratio: float = 0.25,
+        strategy: str = "rank",
+        aggregate: str = "cls",
+        layer: int | None = None,
+        positions: str = "compact",
     ) -> None:
         super().__init__()
         _check_ratio(ratio)
         _check("strategy", strategy, STRATEGIES)
         _check("aggregate", aggregate, AGGREGATES)
+        _check("positions", positions, POSITIONS)
         if layer is not None and (not isinstance(layer, int) or layer == 0):
             raise ValueError(f"layer={layer!r} must be 1, 2, … from the first block or −1, −2, … from the last")
         self.ratio, self.strategy, self.aggregate, self.layer = ratio, strategy, aggregate, layer
+        self.positions = positions
         self._significance: Float[Tensor, "tiles n"] | None = None
         self._maps: list[Float[Tensor, " n"]] | None = None
         self._cost = 0
