@@ -14,4 +14,5 @@ main = (
     | Annotated[Any, tyro.conf.subcommand("nano-clip", constructor=nano("nano-clip"))]
     | Annotated[Any, tyro.conf.subcommand("nano-llava", constructor=nano("nano-llava"))]
     | Annotated[Any, tyro.conf.subcommand("nano-sd", constructor=nano("nano-sd"))]
+    | Annotated[Any, tyro.conf.subcommand("smol-vl", constructor=nano("smol-vl"))]
 )

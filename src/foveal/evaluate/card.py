@@ -55,7 +55,7 @@ def card_files(stem: str, result: Json, record: Json, pictures: Sequence[tuple[s
         f"A `{model['class_name']}` ({model['kind']}) with {model['parameters']:,} parameters, "
         f"{model['weight_bytes'] / 2**20:.1f} MB of safetensors. Written by `foveal eval {name} --card`.",
         f"```python\nfrom foveal import zoo\n{_LOADING[model['kind']].format(name)}\n```",
-        f"`foveal.zoo.nano.folder({name!r})` is its folder, for any `from_pretrained`.",
+        f"`foveal.zoo.{_folder(name)}` is its folder, for any `from_pretrained`.",
         _evaluation(result),
     ]
     if pictures:
@@ -100,6 +100,10 @@ def sample_grid(pictures: Sequence[tuple[str, str]]) -> bytes:
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
+
+
+def _folder(name: str) -> str:
+    return "smol_vl.folder()" if name == "smol-vl" else f"nano.folder({name!r})"
 
 
 def _evaluation(result: Json) -> str:

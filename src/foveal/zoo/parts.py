@@ -4,7 +4,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-PARTS = ("smollm2", "efficientnet-lite0", "minilm", "nano-clip", "nano-llava", "nano-sd")
+PARTS = ("smollm2", "efficientnet-lite0", "minilm", "nano-clip", "nano-llava", "nano-sd", "smol-vl")
 
 
 @dataclass(frozen=True, slots=True)

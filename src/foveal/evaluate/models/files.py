@@ -13,23 +13,25 @@ _PARTS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def find_folder(name: str) -> Path:
-    """Folder of a nano model, the folder itself, or the local copy of a hub repository.
+    """Folder of a model of ours, the folder itself, or the local copy of a hub repository.
 
-    Only a name that is neither a nano model nor a folder, and looks like ``owner/name``, goes over the network.
+    Only a name that is neither one of ours nor a folder, and looks like ``owner/name``, goes over the network.
 
     Raises:
         ValueError: when there is no such model, no way to the hub, or no safetensors in the folder.
     """
-    from foveal.zoo import nano
+    from foveal.zoo import nano, smol_vl
 
     if name in nano.CLASSES:
         folder = nano.folder(name)
+    elif name == smol_vl.NAME:
+        folder = smol_vl.folder()
     elif Path(name).is_dir():
         folder = Path(name)
     elif _HUB_ID.fullmatch(name) and not name.startswith("."):
         folder = _from_hub(name)
     else:
-        known = ", ".join(nano.CLASSES)
+        known = ", ".join((*nano.CLASSES, smol_vl.NAME))
         raise ValueError(f"model={name!r} is no folder here; give one of {known}, a folder, or a hub id owner/name")
     if not weight_files(folder):
         raise ValueError(f"{folder} holds no .safetensors file; save the model with save_pretrained first")

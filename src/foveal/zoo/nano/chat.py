@@ -70,7 +70,9 @@ def build_tokenizer(texts: Iterable[str], size: int, length: int) -> PreTrainedT
     )
 
 
-def build_processor(images: Any, tokenizer: PreTrainedTokenizerFast, patch: int) -> LlavaProcessor:
+def build_processor(
+    images: Any, tokenizer: PreTrainedTokenizerFast, patch: int, template: str = TEMPLATE
+) -> LlavaProcessor:
     """``images``: the image processor of the vision tower, which has square patches of ``patch`` pixels and a CLS."""
     return LlavaProcessor(
         images,
@@ -78,5 +80,5 @@ def build_processor(images: Any, tokenizer: PreTrainedTokenizerFast, patch: int)
         patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # the CLS token, which "default" takes away again
-        chat_template=TEMPLATE.strip(),
+        chat_template=template.strip(),
     )

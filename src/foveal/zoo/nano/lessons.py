@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LlavaProcessor
 
 from foveal.train.order import StepOrder
-from foveal.zoo.nano.chat import ASSISTANT, EOS, USER
+from foveal.zoo.nano.chat import ASSISTANT, USER
 from foveal.zoo.nano.conversations import Exchange, clip_exchanges, exchanges
 from foveal.zoo.nano.films import LENGTHS, DrawnFilms
 from foveal.zoo.nano.scenes import DrawnScenes
@@ -66,7 +66,7 @@ class Writer:
         That is between a mean over tokens, where captions drown the short answers, and a mean over answers (the
         square averaging of InternVL 2.5, arXiv 2412.05271).
         """
-        texts = list(chain.from_iterable(_turns(item, first=item is dialogue[0]) for item in dialogue))
+        texts = list(chain.from_iterable(self._turns(item, first=item is dialogue[0]) for item in dialogue))
         pieces = self.tokenizer(texts, add_special_tokens=False).input_ids
         ids: list[int] = []
         weights: list[float] = []
@@ -75,10 +75,9 @@ class Writer:
             weights += [len(piece) ** -0.5 if place % 2 else 0.0] * len(piece)
         return Branch(ids, weights)
 
-
-def _turns(exchange: Exchange, first: bool) -> tuple[str, str]:
-    prompt = f"{exchange.prompt} {ASSISTANT}"
-    return (prompt if first else f"{USER} {prompt}"), f" {exchange.answer}{EOS}"
+    def _turns(self, exchange: Exchange, first: bool) -> tuple[str, str]:
+        prompt = f"{exchange.prompt} {ASSISTANT}"
+        return (prompt if first else f"{USER} {prompt}"), f" {exchange.answer}{self.tokenizer.eos_token}"
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ def loss_curve(losses: Sequence[float], points: int = 200) -> list[tuple[int, fl
     return [(end, round(sum(losses[end - every : end]) / every, 5)) for end in ends]
 
 
-def digest(folder: Path) -> str:
+def digest(folder: Path, file: str = "model.safetensors") -> str:
     """SHA-256 of a checkpoint's weights."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((folder / file).read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
