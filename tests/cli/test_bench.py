@@ -105,7 +105,7 @@ def found():
 def test_the_page_of_the_matrix(found):
     from foveal.cli import _bench_matrix
 
-    page = _bench_matrix.markdown(found, "matrix.png")
+    page = _bench_matrix.markdown(_bench_matrix.MATRICES["matrix"], found, "matrix.png")
     lines = page.splitlines()
     header = next(i for i, line in enumerate(lines) if line.startswith("| objective"))
     assert lines[header].count("|") == 7
@@ -113,7 +113,7 @@ def test_the_page_of_the_matrix(found):
     assert clip.startswith("| clip | 42.0 [37.0, 47.0] | 50.0 [50.0, 50.0] | 276 k | 0.1 | 40 |")
     assert "53.0 [45.5, 60.5] ✓" in filip
     assert shuffled.startswith("| shuffled (control) | 42.0")
-    assert _bench_matrix.SHUFFLED in shuffled
+    assert _bench_matrix.UNASKED in shuffled
     assert "filip beats clip on retrieval" in page
 
 
@@ -121,11 +121,12 @@ def test_the_chart_of_the_matrix(found):
     from foveal.cli import _bench_matrix
     from foveal.lab.figures import png
 
-    drawn = png(_bench_matrix.chart(found))
+    matrix = _bench_matrix.MATRICES["matrix"]
+    drawn = png(_bench_matrix.chart(matrix, found))
     assert drawn.startswith(b"\x89PNG")
-    assert drawn == png(_bench_matrix.chart(found))
+    assert drawn == png(_bench_matrix.chart(matrix, found))
     found["arms"]["filip"]["metrics"] = VALUES
-    assert drawn != png(_bench_matrix.chart(found))
+    assert drawn != png(_bench_matrix.chart(matrix, found))
 
 
 def test_the_matrix_runs(capsys, tmp_path, monkeypatch):
@@ -149,6 +150,46 @@ def test_the_matrix_runs(capsys, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "--only", "matrix", "--smoke", "--out", "docs/results"])
     assert stopped.value.code == 2
+
+
+def test_the_matrix_of_tokens_runs(capsys, tmp_path, monkeypatch):
+    """Three of the arms, on smol-vl."""
+    import dataclasses
+
+    from foveal.recipes import _smol_tokens as matrix
+
+    few = {name: matrix.RECIPE.arms[name] for name in ("full", "fopru", "randomdrop")}
+    claims = [claim for claim in matrix.RECIPE.claims if claim.arm in few]
+    recipe = dataclasses.replace(matrix.RECIPE, arms=few, claims=claims, controls=("randomdrop",))
+    monkeypatch.setattr(matrix, "RECIPE", recipe)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["bench", "--only", "tokens", "--smoke"])
+    assert "accuracy at 25 %" in capsys.readouterr().out
+    arms = json.loads(Path("foveal-results/smoke/smol_tokens.json").read_text())["arms"]
+    assert all(set(matrix.COLUMNS) <= set(arm["metrics"]) for arm in arms.values())
+    assert arms["full"]["metrics"]["FLOPs at 25 %"] == [100.0]
+    assert arms["fopru"]["metrics"]["FLOPs at 25 %"][0] < arms["fopru"]["metrics"]["FLOPs at 50 %"][0] < 60
+    assert "randomdrop (control)" in Path("foveal-results/smoke/smol_tokens.md").read_text()
+
+
+def test_the_matrix_of_decoders_runs(capsys, tmp_path, monkeypatch):
+    """Four of the arms, on smol-vl."""
+    import dataclasses
+
+    from foveal.recipes import _smol_decoders as matrix
+
+    few = {name: matrix.RECIPE.arms[name] for name in ("greedy", "damro", "agla", "shuffled")}
+    claims = [claim for claim in matrix.RECIPE.claims if claim.arm in few]
+    recipe = dataclasses.replace(matrix.RECIPE, arms=few, claims=claims, controls=("shuffled",))
+    monkeypatch.setattr(matrix, "RECIPE", recipe)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["bench", "--only", "decoders", "--smoke"])
+    assert "CHAIR_i" in capsys.readouterr().out
+    arms = json.loads(Path("foveal-results/smoke/smol_decoders.json").read_text())["arms"]
+    assert all(set(matrix.COLUMNS) <= set(arm["metrics"]) for arm in arms.values())
+    assert Path("foveal-results/smoke/smol_decoders/matrix.png").is_file()
 
 
 # The table of adapting ------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""The matrix that ends `foveal bench --stage pretrain`: objectives by questions, as table, page and chart."""
+"""The matrices that `foveal bench` ends some stages with: arms by questions, as table, page and chart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -21,37 +22,86 @@ from foveal.lab.result import write_result
 from foveal.lab.runner import run_recipe
 from foveal.lab.statistics import paired_difference
 from foveal.lab.wording import claim_text, control_texts, cost_text, interval, number
-from foveal.recipes import _pretrain_matrix as matrix
+from foveal.recipes import _pretrain_matrix, _smol_decoders, _smol_tokens
 
-NAME, BASELINE = "pretrain_matrix", "clip"
 MARKS = {"reproduced": "✓", "inconclusive": "~", "not reproduced": "✗"}
-COSTS = ("parameters", "s/step", "MiB a step")
-SHUFFLED = "not asked: all its texts are wrong already"
+UNASKED = "not asked: all its texts are wrong already"
 
 
-def measure(smoke: bool, out: Path) -> tuple[dict[str, Any], list[Path]]:
+@dataclass(frozen=True)
+class Matrix:
+    """What is compared: ``module`` holds RECIPE and COLUMNS, ``baseline`` is the row that the others are coloured by.
+
+    ``costs``: heading -> what a row costs of it, a metric of the arm or "parameters".
+    """
+
+    name: str
+    module: Any
+    title: str
+    rows: str
+    baseline: str
+    costs: Mapping[str, str]
+    note: str
+
+
+MATRICES = {
+    "matrix": Matrix(
+        "pretrain_matrix",
+        _pretrain_matrix,
+        "Which objective to pre-train with",
+        "objective",
+        "clip",
+        {"parameters": "parameters", "s/step": "s/step", "MiB a step": "MiB"},
+        "Parameters: of the model and of what its objective needs in training. Seconds: median over the seeds, with "
+        "whatever else the machine did. Memory is counted: weights, gradients, the optimiser's averages, and what the "
+        "forward pass keeps.",
+    ),
+    "tokens": Matrix(
+        "smol_tokens",
+        _smol_tokens,
+        "Which visual tokens to drop",
+        "method",
+        "full",
+        {"FLOPs at 50 %": "FLOPs at 50 %", "FLOPs at 25 %": "FLOPs at 25 %"},
+        "FLOPs: of the decoder's prefill and of choosing, in percent of those for the whole prompt.",
+    ),
+    "decoders": Matrix(
+        "smol_decoders",
+        _smol_decoders,
+        "Which decoder invents less",
+        "decoder",
+        "greedy",
+        {},
+        "All but greedy compute about two passes for each token.",
+    ),
+}
+"""By their names for ``foveal bench --only``."""
+
+
+def measure(only: str, smoke: bool, out: Path) -> tuple[dict[str, Any], list[Path]]:
     """Train and ask everything that no earlier call has finished; result, and paths of result, page and chart."""
-    recipe = matrix.RECIPE
+    matrix = MATRICES[only]
+    recipe, name = matrix.module.RECIPE, matrix.name
     check_destination(out, smoke, False, len(recipe.seeds))
-    with CellBar("matrix") as bar:
+    with CellBar(only) as bar:
         outcome = run_recipe(recipe, smoke=smoke, watch=bar)
-    command = f"foveal bench --only matrix{' --smoke' if smoke else ''}"
-    result = {**outcome.result, "slug": NAME, "command": command, "columns": matrix.COLUMNS}
+    command = f"foveal bench --only {only}{' --smoke' if smoke else ''}"
+    result = {**outcome.result, "slug": name, "command": command, "columns": matrix.module.COLUMNS}
     folder = out / "smoke" if smoke else out
-    page, prefix = folder / f"{NAME}.md", ""
+    page, prefix = folder / f"{name}.md", ""
     if is_published(folder):
-        page, prefix = folder.parent / "methods" / f"{NAME}.md", "../results/"
-    drawn = folder / NAME / "matrix.png"
-    write_atomically(drawn, figures.png(chart(result)))
-    write_atomically(page, markdown(result, f"{prefix}{NAME}/{drawn.name}").encode())
-    write_result(folder / f"{NAME}.json", result)
-    return result, [folder / f"{NAME}.json", page, drawn]
+        page, prefix = folder.parent / "methods" / f"{name}.md", "../results/"
+    drawn = folder / name / "matrix.png"
+    write_atomically(drawn, figures.png(chart(matrix, result)))
+    write_atomically(page, markdown(matrix, result, f"{prefix}{name}/{drawn.name}").encode())
+    write_result(folder / f"{name}.json", result)
+    return result, [folder / f"{name}.json", page, drawn]
 
 
 def cell(result: Mapping[str, Any], row: str, column: str) -> str:
     """Mean with its 95 % interval over seeds, and a mark where a paper's claim was judged; else why there is none."""
     if column not in result["arms"][row]["metrics"]:
-        return SHUFFLED
+        return UNASKED
     values = result["arms"][row]["metrics"][column]
     text = f"{fmean(values):.1f}"
     if len(values) > 1:
@@ -67,18 +117,23 @@ def verdict(result: Mapping[str, Any], row: str, column: str) -> str:
     return marks[0] if marks else ""
 
 
-def costs(result: Mapping[str, Any], row: str) -> list[str]:
-    """Numbers in model and objective, seconds and memory of a step."""
-    arm = result["arms"][row]
-    seconds, memory = (median(arm["metrics"][name]) for name in ("s/step", "MiB"))
-    return [cost_text("parameters", arm["cost"]["parameters"]), number(seconds), f"{memory:,.0f}"]
+def costs(matrix: Matrix, result: Mapping[str, Any], row: str) -> list[str]:
+    """What the row costs, by the headings of the matrix: medians over the seeds."""
+    arm, found = result["arms"][row], []
+    for name in matrix.costs.values():
+        if name == "parameters":
+            found.append(cost_text(name, arm["cost"][name]))
+        else:
+            value = median(arm["metrics"][name])
+            found.append(number(value) if value < 10 else f"{value:,.0f}")
+    return found
 
 
 def label(result: Mapping[str, Any], row: str) -> str:
     return f"{row} (control)" if result["arms"][row]["control"] else row
 
 
-def print_matrix(console: Console, result: Mapping[str, Any]) -> None:
+def print_matrix(matrix: Matrix, console: Console, result: Mapping[str, Any]) -> None:
     """For the terminal, turned round: questions are rows there, since objectives have short names."""
     table = Table(
         box=None, pad_edge=False, header_style="bold", title="95 % intervals: see the page", title_style="dim"
@@ -93,24 +148,25 @@ def print_matrix(console: Console, result: Mapping[str, Any]) -> None:
             mean = f"{fmean(arm['metrics'][column]):.1f}" if known else "–"
             cells.append(Text(f"{mean} {verdict(result, row, column)}".strip()))
         table.add_row(Text(column), *cells)
-    for name, line in zip(COSTS, zip(*(costs(result, row) for row in result["arms"]), strict=True), strict=True):
+    paid = zip(*(costs(matrix, result, row) for row in result["arms"]), strict=True)
+    for name, line in zip(matrix.costs, paid, strict=True):
         table.add_row(Text(name), *map(Text, line), style="dim")
     console.print(table)
-    console.print(Text("✓ reproduced   ~ inconclusive   ✗ not reproduced, against clip", style="dim"))
+    console.print(Text("✓ reproduced   ~ inconclusive   ✗ not reproduced: the claims on the page", style="dim"))
     for sentence in control_texts(result):
         console.print(Text(sentence, style="red"))
     if result["smoke"]:
         console.print("[yellow]a smoke run: everything runs, the numbers mean nothing[/]")
 
 
-def markdown(result: Mapping[str, Any], picture: str) -> str:
+def markdown(matrix: Matrix, result: Mapping[str, Any], picture: str) -> str:
     """The page: what won where, first the table, then the claims and how it was measured."""
     columns = list(result["columns"])
     rows = [
-        [label(result, row), *(cell(result, row, column) for column in columns), *costs(result, row)]
+        [label(result, row), *(cell(result, row, column) for column in columns), *costs(matrix, result, row)]
         for row in result["arms"]
     ]
-    blocks = ["# Which objective to pre-train with"]
+    blocks = [f"# {matrix.title}"]
     if result["smoke"]:
         blocks.append("**A smoke run: the numbers mean nothing.**")
     elif told := control_texts(result):
@@ -118,9 +174,9 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
     seeds = len(result["seeds"])
     blocks += [
         f"Percent, mean over {seeds} seed{'s' * (seeds > 1)} [95 % interval]. ✓ reproduced, ~ inconclusive, ✗ not "
-        "reproduced: the cell in which a paper says that it wins, against `clip` and paired by seed.",
-        _table(["objective", *columns, *COSTS], rows),
-        f"![Every objective and question: the mean, coloured by its difference from clip]({picture})",
+        "reproduced: the cell in which a claim (below) says that it wins, paired by seed.",
+        _table([matrix.rows, *columns, *matrix.costs], rows),
+        f"![Every {matrix.rows} and question: the mean, coloured by its difference from {matrix.baseline}]({picture})",
         "## Questions",
         "\n".join(f"- **{name}**: {meaning}." for name, meaning in result["columns"].items()),
         "## Claims",
@@ -129,10 +185,8 @@ def markdown(result: Mapping[str, Any], picture: str) -> str:
             [[claim_text(c), interval(c), c["verdict"], c["published"] or "–"] for c in result["claims"]],
         ),
         "## How it was measured",
-        (matrix.__doc__ or "").strip(),
-        "Parameters: of the model and of what its objective needs in training. Seconds: median over the seeds, with "
-        "whatever else the machine did. Memory is counted: weights, gradients, the optimiser's averages, and what the "
-        f"forward pass keeps. {_hardware(result)}",
+        (matrix.module.__doc__ or "").strip(),
+        f"{matrix.note} {_hardware(result)}",
         f"Measure it again:\n\n```bash\n{result['command']}\n```",
     ]
     return "\n\n".join(blocks) + "\n"
@@ -149,15 +203,15 @@ def _hardware(result: Mapping[str, Any]) -> str:
 
 
 @figures.in_house_style
-def chart(result: Mapping[str, Any]) -> Any:
-    """Means, coloured by the paired difference from CLIP; a frame where a paper claims to win."""
+def chart(matrix: Matrix, result: Mapping[str, Any]) -> Any:
+    """Means, coloured by their difference from the baseline; a frame where a claim says that it wins."""
     rows, columns = list(result["arms"]), list(result["columns"])
     metrics = {row: result["arms"][row]["metrics"] for row in rows}
     gains = np.full((len(rows), len(columns)), np.nan)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             if column in metrics[row]:
-                gains[y, x] = fmean(metrics[row][column]) - fmean(metrics[BASELINE][column])
+                gains[y, x] = fmean(metrics[row][column]) - fmean(metrics[matrix.baseline][column])
     figure, axis = figures.subplots(1, 1, 8.6, 0.6 + 0.42 * len(rows))
     most = max(float(np.nanmax(np.abs(gains))), 1.0)
     shown = axis.imshow(gains, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
@@ -180,5 +234,5 @@ def chart(result: Mapping[str, Any]) -> Any:
     axis.tick_params(length=0)
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
-    figure.colorbar(shown, ax=axis, label="points above clip", pad=0.01)
+    figure.colorbar(shown, ax=axis, label=f"points above {matrix.baseline}", pad=0.01)
     return figure

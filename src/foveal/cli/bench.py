@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from foveal.catalog.loader import Stage
 from foveal.cli.run import OUT
 
-MATRIX, ADAPT = "matrix", "adapt"
+ENDS = {"pretrain": "matrix", "compress": "tokens", "decode": "decoders"}
+"""Stage -> the matrix that it ends in, see `foveal.cli._bench_matrix`."""
+ADAPT = "adapt"
 
 
 def main(stage: Stage | None = None, only: str | None = None, smoke: bool = False, out: Path = OUT) -> None:
     """Run every recipe there is. After Ctrl-C the same command goes on where it stopped.
 
     Exit code 1 when a recipe failed; the others are run all the same. The stage pretrain ends in a matrix: every
-    objective on the same data, towers and steps, eight questions, with intervals, costs and a chart. The stage adapt
-    ends in a table and a chart of accuracy against labels and against trained numbers.
+    objective on the same data, towers and steps, eight questions, with intervals, costs and a chart. The stages
+    compress and decode end in matrices of every method on smol-vl, the stage adapt in a table and a chart of accuracy
+    against labels and against trained numbers.
 
     Args:
         stage: only papers of this stage.
-        only: only these papers, separated by commas; "matrix" is the matrix of pre-training alone, "adapt" the table of
-            adapting alone, from the results that are there.
+        only: only these papers, separated by commas; "matrix" is the matrix of pre-training alone, "tokens" that of
+            compressing, "decoders" that of decoding, "adapt" the table of adapting alone, from the results there are.
         smoke: a couple of steps of every arm, to see that everything runs.
         out: folder for results, pictures and pages.
     """
-    rows = [] if only in (MATRIX, ADAPT) else [(slug, *attempt(slug, smoke, out)) for slug in chosen(stage, only)]
+    rows = (
+        [] if only in (*ENDS.values(), ADAPT) else [(slug, *attempt(slug, smoke, out)) for slug in chosen(stage, only)]
+    )
 
     from rich.console import Console
 
     console = Console()
     if rows:
         console.print(summary(rows))
-    if only == MATRIX or (stage == "pretrain" and only is None):
-        from foveal.cli._bench_matrix import measure, print_matrix
+    for ending, name in ENDS.items():
+        if only == name or (stage == ending and only is None):
+            from foveal.cli._bench_matrix import MATRICES, measure, print_matrix
 
-        ended(console, print_matrix, *measure(smoke, out))
+            ended(console, partial(print_matrix, MATRICES[name]), *measure(name, smoke, out))
     if only == ADAPT or (stage == "adapt" and only is None and not all(error for *_, error in rows)):
         from foveal.cli._bench_adapt import print_summary, summarize
 

@@ -14,10 +14,12 @@ SCENES = 75
 Make = Callable[[Nano, Mapping[str, Any]], ContrastProcessor]
 
 
-def judged(run: Run, options: Options | None = None) -> dict[str, float]:
-    """Accuracy of yes and no for each choice of absent objects, F1, share of yes; then captions."""
-    nano = run.shared(host)
-    items, outputs = answered(run, nano, "existence", SCENES, "hard", options)
+def judged(
+    run: Run, options: Options | None = None, nano: Nano | None = None, scenes: int = SCENES, world: str = "hard"
+) -> dict[str, float]:
+    """Accuracy of yes and no for each choice of absent objects, F1, share of yes; then captions. None: nano-llava."""
+    nano = nano or run.shared(host)
+    items, outputs = answered(run, nano, "existence", scenes, world, options)
     found = {metric.name: 100 * metric.value for metric in TASKS["world-existence"].score(items, outputs).metrics}
     splits = ("random", "popular", "adversarial")
     marks = {f"{split} accuracy": found[f"{split} accuracy"] for split in splits}
@@ -26,7 +28,7 @@ def judged(run: Run, options: Options | None = None) -> dict[str, float]:
         "POPE F1": sum(found[f"{split} F1"] for split in splits) / 3,
         "yes share": sum(found[f"{split} yes share"] for split in splits) / 3,
     }
-    return mean | marks | described(run, nano, "hard", options)
+    return mean | marks | described(run, nano, world, options)
 
 
 def by(run: Run, make: Make) -> dict[str, float]:
