@@ -207,11 +207,13 @@ def chart(matrix: Matrix, result: Mapping[str, Any]) -> Any:
     """Means, coloured by their difference from the baseline; a frame where a claim says that it wins."""
     rows, columns = list(result["arms"]), list(result["columns"])
     metrics = {row: result["arms"][row]["metrics"] for row in rows}
+    signs = {claim["on"]: -1 for claim in result["claims"] if claim["lower"]}
     gains = np.full((len(rows), len(columns)), np.nan)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             if column in metrics[row]:
-                gains[y, x] = fmean(metrics[row][column]) - fmean(metrics[matrix.baseline][column])
+                more = fmean(metrics[row][column]) - fmean(metrics[matrix.baseline][column])
+                gains[y, x] = signs.get(column, 1) * more
     figure, axis = figures.subplots(1, 1, 8.6, 0.6 + 0.42 * len(rows))
     most = max(float(np.nanmax(np.abs(gains))), 1.0)
     shown = axis.imshow(gains, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
@@ -234,5 +236,7 @@ def chart(matrix: Matrix, result: Mapping[str, Any]) -> Any:
     axis.tick_params(length=0)
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
-    figure.colorbar(shown, ax=axis, label=f"points above {matrix.baseline}", pad=0.01)
+    figure.colorbar(
+        shown, ax=axis, label=f"points above {matrix.baseline}{' (below, if less is better)' * bool(signs)}", pad=0.01
+    )
     return figure

@@ -7,7 +7,10 @@ and ``<unk>`` for a picture, which nano-llava has no token for, *vdd.none* and *
 the four outlier patches, each at α = 1 and β = 0.1; *agla* adds what a second look at the part that the question is
 about says (matcher: nano-clip).
 
-Controls: *beam* spends the second pass on a second beam; *shuffled* is *vdd.none* with another question's prompt.
+Controls: *beam* spends the second pass on a second beam; *shuffled* is *vdd.none* with another question's prompt, which
+for captions is the same one.
+
+On this host no decoder helps: questions are answered about as well, and captions invent more under every contrast.
 """
 
 from collections.abc import Callable, Mapping
