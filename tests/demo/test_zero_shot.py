@@ -21,7 +21,9 @@ def test_probabilities_and_order(zero_shot, cat):
     ranked = zero_shot.classify(cat, ["airplane", "a cat", "teapot"])
     assert ranked[0][0] == "a cat"
     assert sum(probability for _, probability in ranked) == pytest.approx(1)
-    assert ranked == zero_shot.classify(cat, ["teapot", "airplane", "a cat"])
+    again = zero_shot.classify(cat, ["teapot", "airplane", "a cat"])
+    assert [name for name, _ in again] == [name for name, _ in ranked]
+    assert dict(again) == pytest.approx(dict(ranked), rel=1e-5)  # the order within a batch moves the last bits
 
 
 @pytest.mark.parametrize("labels", [[], ["cat"], ["cat", "cat"], ["cat", " "]])
