@@ -1,6 +1,5 @@
 """Seconds, memory, floating-point operations and parameters: what a fair comparison has to report."""
 
-import gc
 import sys
 import threading
 import time
@@ -60,7 +59,6 @@ class _HostMemory:
     """Peak growth of this process's resident memory."""
 
     def start(self) -> None:
-        gc.collect()  # what earlier work has left must not be given back in the middle
         self._process = psutil.Process()
         self._before = self._peak = self._process.memory_info().rss
         self._high_water = high_water_mark()
