@@ -18,11 +18,14 @@ def test_count_parameters():
 
 
 def test_memory_and_seconds():
-    gc.collect()  # what earlier tests have left must not be given back in the middle
-    with Meter() as meter:
-        block = torch.ones(60_000_000)  # 240 MB
-    del block
-    assert 200e6 < meter.peak_memory_bytes < 400e6
+    grown = []
+    for _ in range(3):  # the system may take back other pages of the process in the middle
+        gc.collect()
+        with Meter() as meter:
+            block = torch.ones(60_000_000)  # 240 MB
+        del block
+        grown.append(meter.peak_memory_bytes)
+    assert 200e6 < max(grown) < 400e6
     assert 0 < meter.seconds < 20
     assert meter.flops == 0
 
