@@ -226,12 +226,13 @@ def main() -> None:
     for header in headers:
         table.add_column(header, justify="left" if header == "method" else "right")
     found = rows(rounds)
+    smaller = next(row["speed-up"] for row in found if row["name"] == SMALLER)
     for row in found:
         kept = f"{row['kept']:.0%}" if "kept" in row else ""
         seconds = [f"{row[key]:.3f}" for key in ("prefill", "selection", "token", "generation")]
         seconds.insert(2, f"{100 * row['share']:.2f}")
         speed = [f"{row['speed-up']:.2f}×", f"{row['limit']:.2f}×", f"{row['speed-up'] / row['limit']:.0%}"]
-        speed.append(f"{row['speed-up'] / found[1]['speed-up']:.0%}")
+        speed.append(f"{row['speed-up'] / smaller:.0%}")
         table.add_row(row["name"], kept, *seconds, f"{row['MiB']:.0f}", *speed)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if options.chart:

@@ -152,21 +152,30 @@ def test_the_matrix_runs(capsys, tmp_path, monkeypatch):
     assert stopped.value.code == 2
 
 
-def test_the_matrix_of_tokens_runs(capsys, tmp_path, monkeypatch):
-    """Three of the arms, on smol-vl."""
+def few_arms(matrix, names, controls):
+    """The recipe of a matrix on smol-vl with some of its arms."""
     import dataclasses
 
-    from foveal.recipes import _smol_tokens as matrix
+    claims = [claim for claim in matrix.RECIPE.claims if claim.arm in names]
+    arms = {name: matrix.RECIPE.arms[name] for name in names}
+    return dataclasses.replace(matrix.RECIPE, arms=arms, claims=claims, controls=controls)
 
-    few = {name: matrix.RECIPE.arms[name] for name in ("full", "fopru", "randomdrop")}
-    claims = [claim for claim in matrix.RECIPE.claims if claim.arm in few]
-    recipe = dataclasses.replace(matrix.RECIPE, arms=few, claims=claims, controls=("randomdrop",))
-    monkeypatch.setattr(matrix, "RECIPE", recipe)
+
+def smoke_arms(monkeypatch, tmp_path, only, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    main(["bench", "--only", "tokens", "--smoke"])
+    main(["bench", "--only", only, "--smoke"])
+    assert Path(f"foveal-results/smoke/{name}/matrix.png").is_file()
+    return json.loads(Path(f"foveal-results/smoke/{name}.json").read_text())["arms"]
+
+
+def test_the_matrix_of_tokens_runs(capsys, tmp_path, monkeypatch):
+    from foveal.recipes import _smol_tokens as matrix
+
+    names = ("full", "fopru", "randomdrop")
+    monkeypatch.setattr(matrix, "RECIPE", few_arms(matrix, names, ("randomdrop",)))
+    arms = smoke_arms(monkeypatch, tmp_path, "tokens", "smol_tokens")
     assert "accuracy at 25 %" in capsys.readouterr().out
-    arms = json.loads(Path("foveal-results/smoke/smol_tokens.json").read_text())["arms"]
     assert all(set(matrix.COLUMNS) <= set(arm["metrics"]) for arm in arms.values())
     assert arms["full"]["metrics"]["FLOPs at 25 %"] == [100.0]
     assert arms["fopru"]["metrics"]["FLOPs at 25 %"][0] < arms["fopru"]["metrics"]["FLOPs at 50 %"][0] < 60
@@ -174,22 +183,25 @@ def test_the_matrix_of_tokens_runs(capsys, tmp_path, monkeypatch):
 
 
 def test_the_matrix_of_decoders_runs(capsys, tmp_path, monkeypatch):
-    """Four of the arms, on smol-vl."""
-    import dataclasses
-
     from foveal.recipes import _smol_decoders as matrix
 
-    few = {name: matrix.RECIPE.arms[name] for name in ("greedy", "damro", "agla", "shuffled")}
-    claims = [claim for claim in matrix.RECIPE.claims if claim.arm in few]
-    recipe = dataclasses.replace(matrix.RECIPE, arms=few, claims=claims, controls=("shuffled",))
-    monkeypatch.setattr(matrix, "RECIPE", recipe)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    main(["bench", "--only", "decoders", "--smoke"])
+    names = ("greedy", "damro", "agla", "shuffled")
+    monkeypatch.setattr(matrix, "RECIPE", few_arms(matrix, names, ("shuffled",)))
+    arms = smoke_arms(monkeypatch, tmp_path, "decoders", "smol_decoders")
     assert "CHAIR_i" in capsys.readouterr().out
-    arms = json.loads(Path("foveal-results/smoke/smol_decoders.json").read_text())["arms"]
     assert all(set(matrix.COLUMNS) <= set(arm["metrics"]) for arm in arms.values())
-    assert Path("foveal-results/smoke/smol_decoders/matrix.png").is_file()
+
+
+def test_where_less_is_better_less_is_coloured_as_better(found):
+    from foveal.cli import _bench_matrix
+
+    def colours():
+        figure = _bench_matrix.chart(_bench_matrix.MATRICES["matrix"], found)
+        return figure.axes[0].images[0].get_array()[1].tolist()  # filip: questions one after the other
+
+    assert colours()[:2] == [11.0, 0.0]
+    found["claims"][0]["lower"] = True
+    assert colours()[:2] == [-11.0, 0.0]
 
 
 # The table of adapting ------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from foveal import zoo
 from foveal.data.world import layout
 from foveal.data.world.config import WorldConfig
 from foveal.data.world.draw import draw
+from foveal.evaluate.models.files import find_folder
 from foveal.zoo import nano, smol_vl, smol_vl_training
 from foveal.zoo.nano.conversations import Exchange
 from foveal.zoo.nano.lessons import Writer
@@ -35,7 +36,9 @@ def test_the_adapter_is_small_and_the_one_that_was_trained():
     assert sum((smol_vl.ADAPTER / file).stat().st_size for file in files) <= 12e6
     for file, expected in RECORD["files"].items():
         assert hashlib.sha256((smol_vl.ADAPTER / file).read_bytes()).hexdigest() == expected
-    assert RECORD["files"]["adapter_model.safetensors"] in CARD.read_text(encoding="utf-8")
+    card = CARD.read_text(encoding="utf-8")
+    assert RECORD["files"]["adapter_model.safetensors"] in card
+    assert "`foveal.zoo.smol_vl.folder()`" in card
 
 
 def test_foveal_train_would_make_this_one_again():
@@ -51,6 +54,7 @@ def test_no_adapter_no_model(tmp_path):
 
 def test_it_is_the_standard_class(smol):
     folder = smol_vl.folder()
+    assert find_folder("smol-vl") == folder
     assert type(AutoModelForImageTextToText.from_pretrained(folder)) is LlavaForConditionalGeneration
     assert AutoProcessor.from_pretrained(folder).chat_template == smol.processor.chat_template
     assert smol.model.config.text_config.num_hidden_layers == 30

@@ -72,7 +72,7 @@ MATRICES = {
         "decoder",
         "greedy",
         {},
-        "All but greedy compute about two passes for each token.",
+        "Greedy computes one pass for each token, vdd three, all others two; agla also asks its matcher once a prompt.",
     ),
 }
 """By their names for ``foveal bench --only``."""

@@ -50,7 +50,8 @@ def folder(adapter: Path = ADAPTER) -> Path:
     """The whole checkpoint with that adapter merged into it, for any ``from_pretrained``; raises as `load`."""
     if not (adapter / "adapter_model.safetensors").is_file():
         raise FileNotFoundError(f"{adapter} holds no adapter of smol-vl; make one: foveal train smol-vl")
-    name = f"{NAME}-{digest(adapter, 'adapter_model.safetensors')[:16]}"
+    parts = digest(adapter, "adapter_model.safetensors"), digest(nano.folder("nano-llava"))
+    name = "-".join((NAME, *(part[:8] for part in parts)))
     return cached_folder(name, lambda place: _put_together(adapter, place))
 
 
