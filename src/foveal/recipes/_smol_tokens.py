@@ -10,7 +10,7 @@ the others new numbers for the rotary positions, as the authors release it, or l
 
 New numbers cost this host nothing. At 25 % colours and names suffer most where hardly a token is left for the last
 third of the layers (*aim*, *p-sigmoid*) and where one early cut is deepest (*fastv*). Counts say little: the host gets
-hardly more right than whoever always says 1. They shift all accuracies alike and change no order.
+hardly more right than whoever always says 1. Leaving them out changes no order.
 """
 
 from collections.abc import Callable
