@@ -1,10 +1,13 @@
 """Text to image: the adapter on a tiny pipeline, and the tasks with a judge that knows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from foveal.data.world.captions import prompts
+from foveal.data.world.vocabulary import SPRITE
 from foveal.evaluate.base import Setting
 from foveal.evaluate.models import open_model
 from foveal.evaluate.tasks import TASKS, generation
@@ -51,7 +54,9 @@ def test_bad_options(opened):
 
 
 @pytest.fixture
-def items():
+def items(monkeypatch):
+    """Of one thing or two, more than nano-sd's world has."""
+    monkeypatch.setattr(generation, "SD_WORLD", replace(SD_WORLD, things=(1, 2)))
     return TASKS["world-generation"].make(Setting(24))
 
 
@@ -91,8 +96,19 @@ def test_a_perfect_painter(items, monkeypatch):
     found = task.score(items, task.ask(Painter(items), items))
     assert values(found)["object recognised"] == 1.0
     assert values(found)["colour recognised"] == 1.0
+    assert values(found)["sprite recognised"] == 1.0
     assert values(found)["in drawn pictures: object recognised"] == 1.0
     np.testing.assert_array_equal(generation.image_of(found.rows[3]["png"]), items[3].pictures()[0])
+
+
+def test_plain_shapes_are_no_sprites(items, monkeypatch):
+    monkeypatch.setattr(generation, "judge", lambda: knowing_judge(items))
+    task = TASKS["world-generation"]
+    found = task.score(items, task.ask(Painter(items), items))
+    nouns = [thing["noun"] for item in items for thing in item.truth["things"]]
+    counts = {metric.name: metric.n for metric in found.metrics}
+    assert counts["object recognised"] == len(nouns)
+    assert 0 < counts["sprite recognised"] == sum(noun in SPRITE for noun in nouns) < len(nouns)
 
 
 def test_a_painter_of_one_picture(items, monkeypatch):

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 DATA = (
-    "Scenes of foveal's procedural world with one or two things (their nouns are in the configuration), each met with "
+    "Scenes of foveal's procedural world with one large thing (the nouns are in the configuration), each met with "
     "a short caption that was made anew."
 )
 LIMITS = (
-    "It draws scenes of this world and nothing else: other words are ignored or misread. Of two things one may be "
-    "missing or take the other's colour. 64 px only. No safety checker, since none of its words needs one."
+    "It draws scenes of this world and nothing else: other words are ignored or misread. One thing to a picture: asked "
+    "for two, it draws one or mixes them. 64 px only. No safety checker, since none of its words needs one."
 )
 
 
@@ -54,15 +54,15 @@ class SdTraining:
     """Levels, from the finest, that attend to the caption and to themselves."""
     unet_layers: int = 1
     unet_heads: int = 4
-    steps: int = 2500
+    steps: int = 7000
     batch: int = 64
-    lr: float = 1e-3
+    lr: float = 4e-3
     weight_decay: float = 0.01
     average: float = 0.999
     """Decay of the moving average of the weights."""
     unsaid: float = 0.1
     """Share of samples whose caption is left out."""
-    longest_text: int = 24
+    longest_text: int = 16
     """Tokens; every text is padded to it."""
 
 
