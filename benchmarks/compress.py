@@ -10,7 +10,7 @@ unmodified prefill; FoPru's, in the vision tower, is small here as the tower is.
 FLOPs allow, the method's own ranking included, and attention counted as its causal kernel computes it: half of all
 pairs of tokens. "of it" is the measured share of the limit. "smaller picture" is the unmodified model on a picture of a
 quarter of the tokens: what this machine makes of that allowance when nothing has to be chosen. One short prompt fills
-its matrix products badly: on two cores 150 rows are multiplied at 88 % of the speed of 600, a loss of no method's
+its matrix products badly (on two cores 150 rows were multiplied at 88 % of the speed of 600), a loss of no method's
 making, which a batch does not have.
 """
 
