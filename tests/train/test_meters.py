@@ -1,4 +1,6 @@
-import gc
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -17,16 +19,23 @@ def test_count_parameters():
     assert count_parameters(tied) == 10
 
 
-def test_memory_and_seconds():
-    grown = []
-    for _ in range(3):  # the system may take back other pages of the process in the middle
-        gc.collect()
-        with Meter() as meter:
-            block = torch.ones(60_000_000)  # 240 MB
-        del block
-        grown.append(meter.peak_memory_bytes)
-    assert 200e6 < max(grown) < 400e6
-    assert 0 < meter.seconds < 20
+def test_memory():
+    """In a fresh process: of one that has run a thousand tests, more pages may leave than enter."""
+    code = """
+import torch
+from foveal.train import Meter
+with Meter() as meter:
+    block = torch.ones(60_000_000)  # 240 MB
+print(meter.peak_memory_bytes)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 200e6 < int(found.stdout) < 400e6
+
+
+def test_seconds():
+    with Meter() as meter:
+        time.sleep(0.05)
+    assert 0.05 <= meter.seconds < 20
     assert meter.flops == 0
 
 
