@@ -161,7 +161,7 @@ TASKS = (
         size=200,
         scorer=(
             f"{JUDGE}, zero-shot: an object is among the best m of {len(BASE_NOUNS)} where m are asked for. It hardly "
-            "tells plain shapes from each other: what it makes of drawn pictures is the most that can be reached"
+            "tells plain shapes from each other: compare with what it makes of drawn pictures"
         ),
         make=prompt_items,
         ask=generate,
