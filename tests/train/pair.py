@@ -1,11 +1,13 @@
 """One of the processes that test_distributed.py starts; says what happened as JSON in ``out/rank<r>.json``."""
 
+import atexit
 import json
 import os
 import pathlib
 import sys
 
 import torch
+import torch.distributed
 from tiny import SETTINGS, KillAfter, data, model, squared_error, weights
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -102,6 +104,7 @@ def poisoned():
 def main(out, what):
     torch.set_num_threads(1)
     out = pathlib.Path(out)
+    atexit.register(lambda: (out / f"end{RANK}").write_text(str(torch.distributed.is_initialized())))
     if what == "die":
         hook = KillAfter(3) if RANK == 1 else None
         fit(model(), data(), steps=10_000, loss=squared_error, config=FitConfig(**SETTINGS, after_step=hook), out=out)

@@ -1,5 +1,6 @@
 """`fit`: the one training loop of the project, on accelerate, exact to the last bit when it is resumed."""
 
+import atexit
 import math
 import os
 import time
@@ -145,11 +146,20 @@ def engine(config: FitConfig) -> Iterator[Any]:
                 f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but accelerate sees {accelerator.num_processes}: "
                 "every process would train alone; launch CPU processes with ACCELERATE_USE_CPU=true"
             )
+        if accelerator.num_processes > 1:
+            atexit.unregister(_leave_group)  # once is enough
+            atexit.register(_leave_group)
         yield accelerator
     finally:
         for state, old in zip(shared, before, strict=True):
             state.clear()
             state.update(old)
+
+
+def _leave_group() -> None:
+    """A process that ends while threads of its group still run is now and then aborted, its work done."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class _Run:
