@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from foveal.data.world.phrases import listed
 from foveal.lab import figures
 from foveal.lab.files import write_atomically
 from foveal.lab.progress import CellBar
@@ -21,7 +22,7 @@ from foveal.lab.publishing import check_destination, is_published
 from foveal.lab.result import write_result
 from foveal.lab.runner import run_recipe
 from foveal.lab.statistics import paired_difference
-from foveal.lab.wording import claim_text, control_texts, cost_text, interval, number
+from foveal.lab.wording import claim_text, cost_text, interval, number
 from foveal.recipes import _pretrain_matrix, _smol_decoders, _smol_tokens
 
 MARKS = {"reproduced": "✓", "inconclusive": "~", "not reproduced": "✗"}
@@ -32,7 +33,7 @@ UNASKED = "not asked: all its texts are wrong already"
 class Matrix:
     """What is compared: ``module`` holds RECIPE and COLUMNS, ``baseline`` is the row that the others are coloured by.
 
-    ``costs``: heading -> what a row costs of it, a metric of the arm or "parameters".
+    ``costs``: heading -> what a row costs of it, a metric of the arm or "parameters". ``less_is_better``: columns.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Matrix:
     baseline: str
     costs: Mapping[str, str]
     note: str
+    less_is_better: tuple[str, ...] = ()
 
 
 MATRICES = {
@@ -64,6 +66,7 @@ MATRICES = {
         "full",
         {"FLOPs at 50 %": "FLOPs at 50 %", "FLOPs at 25 %": "FLOPs at 25 %"},
         "FLOPs: of the decoder's prefill and of choosing, in percent of those for the whole prompt.",
+        ("CHAIR_i at 25 %",),
     ),
     "decoders": Matrix(
         "smol_decoders",
@@ -73,6 +76,7 @@ MATRICES = {
         "greedy",
         {},
         "Greedy computes one pass for each token, vdd three, all others two; agla also asks its matcher once a prompt.",
+        ("CHAIR_i",),
     ),
 }
 """By their names for ``foveal bench --only``."""
@@ -117,6 +121,23 @@ def verdict(result: Mapping[str, Any], row: str, column: str) -> str:
     return marks[0] if marks else ""
 
 
+def beaten(result: Mapping[str, Any]) -> list[str]:
+    """A sentence for every claim whose controls do at least as well as the method."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in result["controls"]:
+        if row["wins"]:
+            found.setdefault((row["arm"], row["on"]), []).append(row["control"])
+
+    def mean(arm: str, column: str) -> str:
+        return f"{arm} ({fmean(result['arms'][arm]['metrics'][column]):.1f})"
+
+    return [
+        f"{mean(arm, column)} is no better on {column} than the control{'s' * (len(controls) > 1)} "
+        f"{listed([mean(name, column) for name in controls])}."
+        for (arm, column), controls in found.items()
+    ]
+
+
 def costs(matrix: Matrix, result: Mapping[str, Any], row: str) -> list[str]:
     """What the row costs, by the headings of the matrix: medians over the seeds."""
     arm, found = result["arms"][row], []
@@ -153,7 +174,7 @@ def print_matrix(matrix: Matrix, console: Console, result: Mapping[str, Any]) ->
         table.add_row(Text(name), *map(Text, line), style="dim")
     console.print(table)
     console.print(Text("✓ reproduced   ~ inconclusive   ✗ not reproduced: the claims on the page", style="dim"))
-    for sentence in control_texts(result):
+    for sentence in beaten(result):
         console.print(Text(sentence, style="red"))
     if result["smoke"]:
         console.print("[yellow]a smoke run: everything runs, the numbers mean nothing[/]")
@@ -169,8 +190,8 @@ def markdown(matrix: Matrix, result: Mapping[str, Any], picture: str) -> str:
     blocks = [f"# {matrix.title}"]
     if result["smoke"]:
         blocks.append("**A smoke run: the numbers mean nothing.**")
-    elif told := control_texts(result):
-        blocks.append(f"**{' '.join(told)}**")
+    elif told := beaten(result):
+        blocks.append("\n".join(f"- **{sentence}**" for sentence in told))
     seeds = len(result["seeds"])
     blocks += [
         f"Percent, mean over {seeds} seed{'s' * (seeds > 1)} [95 % interval]. ✓ reproduced, ~ inconclusive, ✗ not "
@@ -207,13 +228,12 @@ def chart(matrix: Matrix, result: Mapping[str, Any]) -> Any:
     """Means, coloured by their difference from the baseline; a frame where a claim says that it wins."""
     rows, columns = list(result["arms"]), list(result["columns"])
     metrics = {row: result["arms"][row]["metrics"] for row in rows}
-    signs = {claim["on"]: -1 for claim in result["claims"] if claim["lower"]}
     gains = np.full((len(rows), len(columns)), np.nan)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             if column in metrics[row]:
                 more = fmean(metrics[row][column]) - fmean(metrics[matrix.baseline][column])
-                gains[y, x] = signs.get(column, 1) * more
+                gains[y, x] = -more if column in matrix.less_is_better else more
     figure, axis = figures.subplots(1, 1, 8.6, 0.6 + 0.42 * len(rows))
     most = max(float(np.nanmax(np.abs(gains))), 1.0)
     shown = axis.imshow(gains, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
@@ -236,7 +256,6 @@ def chart(matrix: Matrix, result: Mapping[str, Any]) -> Any:
     axis.tick_params(length=0)
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
-    figure.colorbar(
-        shown, ax=axis, label=f"points above {matrix.baseline}{' (below, if less is better)' * bool(signs)}", pad=0.01
-    )
+    below = " (below, if less is better)" * bool(matrix.less_is_better)
+    figure.colorbar(shown, ax=axis, label=f"points above {matrix.baseline}{below}", pad=0.01)
     return figure
