@@ -193,15 +193,28 @@ def test_the_matrix_of_decoders_runs(capsys, tmp_path, monkeypatch):
 
 
 def test_where_less_is_better_less_is_coloured_as_better(found):
+    import dataclasses
+
     from foveal.cli import _bench_matrix
 
-    def colours():
-        figure = _bench_matrix.chart(_bench_matrix.MATRICES["matrix"], found)
+    def colours(*less):
+        matrix = dataclasses.replace(_bench_matrix.MATRICES["matrix"], less_is_better=less)
+        figure = _bench_matrix.chart(matrix, found)
         return figure.axes[0].images[0].get_array()[1].tolist()  # filip: questions one after the other
 
     assert colours()[:2] == [11.0, 0.0]
-    found["claims"][0]["lower"] = True
-    assert colours()[:2] == [-11.0, 0.0]
+    assert colours("retrieval")[:2] == [-11.0, 0.0]
+
+
+def test_controls_that_do_as_well_are_told_once_for_each_claim(found):
+    from foveal.cli import _bench_matrix
+
+    rows = [("clip", True), ("shuffled", True), ("filip", False)]
+    found["controls"] = [{"arm": "filip", "control": name, "on": "retrieval", "wins": wins} for name, wins in rows]
+    told = _bench_matrix.beaten(found)
+    assert told == ["filip (53.0) is no better on retrieval than the controls clip (42.0) and shuffled (42.0)."]
+    page = _bench_matrix.markdown(_bench_matrix.MATRICES["matrix"], found, "matrix.png")
+    assert f"- **{told[0]}**" in page
 
 
 # The table of adapting ------------------------------------------------------------------------------------------------
