@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -234,7 +235,7 @@ def chart(matrix: Matrix, result: Mapping[str, Any]) -> Any:
             if column in metrics[row]:
                 more = fmean(metrics[row][column]) - fmean(metrics[matrix.baseline][column])
                 gains[y, x] = -more if column in matrix.less_is_better else more
-    figure, axis = figures.subplots(1, 1, 8.6, 0.6 + 0.42 * len(rows))
+    figure, axis = figures.subplots(1, 1, max(8.6, 0.95 * len(columns)), 0.6 + 0.42 * len(rows))
     most = max(float(np.nanmax(np.abs(gains))), 1.0)
     shown = axis.imshow(gains, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
     for y, row in enumerate(rows):
@@ -251,7 +252,8 @@ def chart(matrix: Matrix, result: Mapping[str, Any]) -> Any:
                 axis.add_patch(
                     Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, fill=False, edgecolor="black", linewidth=1.6)
                 )
-    axis.set_xticks(range(len(columns)), [column.replace(" ", "\n") for column in columns])
+    wrapped = [fill(column.replace(" %", "\xa0%"), 9, break_long_words=False) for column in columns]
+    axis.set_xticks(range(len(columns)), wrapped, fontsize=8.5)
     axis.set_yticks(range(len(rows)), [label(result, row) for row in rows])
     axis.tick_params(length=0)
     axis.grid(visible=False)

@@ -24,7 +24,7 @@ from foveal.decode.debias import DebiasLogitsProcessor
 from foveal.lab import Claim, Recipe, Run
 from foveal.recipes._lvlm_decoding import judged
 from foveal.recipes._lvlm_views import host_views
-from foveal.recipes._smol_tokens import host
+from foveal.recipes._smol import host
 from foveal.zoo.nano import Nano
 
 SCENES = 40
