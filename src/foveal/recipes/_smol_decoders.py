@@ -31,8 +31,10 @@ SCENES = 40
 """Each with four questions."""
 WORLD = "own"
 COLUMNS = {
-    "POPE accuracy": "mean over absent objects drawn at random, among frequent ones, and among usual companions",
-    "adversarial accuracy": "usual companions alone",
+    "POPE accuracy": "mean of the next three",
+    "random accuracy": "what is not there is drawn at random",
+    "popular accuracy": "what is not there is one of the frequent nouns",
+    "adversarial accuracy": "what is not there is the usual companion of what is",
     "yes share": "half of the true answers are yes",
     "CHAIR_i": "of the objects named in captions, the share that is not there: less is better",
     "object recall": "of the objects that are there, the share named in the caption",
