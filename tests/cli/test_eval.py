@@ -155,5 +155,6 @@ def test_a_model_card(clip_folder, capsys, tmp_path):
     (folder / "training.json").write_text(json.dumps(RECORD))
     assert "nano-clip.md" in run(capsys, *arguments)
     assert sorted(path.name for path in (tmp_path / "cards").iterdir()) == ["nano-clip-curves.png", "nano-clip.md"]
-    assert "| world-novel | top-1 |" in (tmp_path / "cards" / "nano-clip.md").read_text()
+    text = (tmp_path / "cards" / "nano-clip.md").read_text()
+    assert "| world-novel | top-1 |" in text and "`foveal eval nano-clip --n 3 --card`" in text
     assert ".md" in fail(capsys, *arguments[:-1], "card.html")

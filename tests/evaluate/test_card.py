@@ -36,6 +36,7 @@ RESULT = {
         "settings": {},
     },
     "seed": 3,
+    "n": None,
     "tasks": {
         "world-retrieval": {"summary": "find it", "scorer": "rank", "metrics": {"R@1": METRIC, "length": LENGTH}}
     },
@@ -67,6 +68,7 @@ def test_what_the_card_says():
         "![training curves](nano-clip-curves.png)",
     ):
         assert said in text
+    assert "`foveal eval nano-clip --card`" in text
     assert files == card_files("nano-clip", RESULT, RECORD)
 
 

@@ -67,7 +67,7 @@ def main(
     if matcher is not None and decode is None:
         raise ValueError(f"matcher={matcher!r}: is for --decode agla")
     opened, results = measure(model, names, n, fresh, opening, given, (decode, matcher), needs_record=card is not None)
-    result = as_json(opened, seed, results)
+    result = as_json(opened, seed, n, results)
     written = [] if out is None else write(out, result, results)
     if card is not None:
         written += write_card(card, opened, result, results)
@@ -137,14 +137,15 @@ def measure(
     return opened, results
 
 
-def as_json(opened: Opened, seed: int, results: list[TaskResult]) -> dict[str, Any]:
-    """Everything that is needed to know what was measured and to measure it again."""
+def as_json(opened: Opened, seed: int, n: int | None, results: list[TaskResult]) -> dict[str, Any]:
+    """Everything that is needed to know what was measured and to measure it again; ``n`` is what was asked for."""
     from foveal.lab.environment import hardware, versions
 
     about = ("name", "kind", "class_name", "parameters", "weight_bytes", "sha256", "dtype", "device", "settings")
     return {
         "model": {name: getattr(opened, name) for name in about},
         "seed": seed,
+        "n": n,
         "batch_size": opened.model.batch_size,
         "tasks": {result.task.name: result.as_json() for result in results},
         "versions": versions(),

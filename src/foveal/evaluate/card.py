@@ -50,10 +50,11 @@ def card_files(stem: str, result: Json, record: Json, pictures: Sequence[tuple[s
     """
     name, model = str(record["name"]), result["model"]
     files: dict[str, bytes] = {}
+    size = "" if result["n"] is None else f" --n {result['n']}"
     parts = [
         f"# {name}",
         f"A `{model['class_name']}` ({model['kind']}) with {model['parameters']:,} parameters, "
-        f"{model['weight_bytes'] / 2**20:.1f} MB of safetensors. Written by `foveal eval {name} --card`.",
+        f"{model['weight_bytes'] / 2**20:.1f} MB of safetensors. Written by `foveal eval {name}{size} --card`.",
         f"```python\nfrom foveal import zoo\n{_LOADING[model['kind']].format(name)}\n```",
         f"`foveal.zoo.{_folder(name)}` is its folder, for any `from_pretrained`.",
         _evaluation(result),
