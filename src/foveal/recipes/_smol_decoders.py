@@ -7,8 +7,8 @@ and ``<unk>`` for a picture, which nano-llava has no token for, *vdd.none* and *
 the four outlier patches, each at α = 1 and β = 0.1; *agla* adds what a second look at the part that the question is
 about says (matcher: nano-clip).
 
-Controls: *beam* spends the second pass on a second beam; *shuffled* is *vdd.none* with another question's prompt, which
-for captions is the same one.
+Controls: *beam* spends the second pass on a second beam, *beam3* the two further passes of *vdd* on two; *shuffled* is
+*vdd.none* with another question's prompt, which for captions is the same one.
 
 On this host no decoder invents less for certain, and questions are answered about as well by all. What contrasts with
 a pass that sees less (*vdd*, *damro*) writes much longer captions, which name more of what is there and more of what is
@@ -76,6 +76,7 @@ RECIPE = Recipe(
     arms={
         "greedy": plain,
         "beam": partial(plain, beams=2),
+        "beam3": partial(plain, beams=3),
         "vdd": partial(arm, make=partial(vdd, mode="both")),
         "vdd.none": partial(arm, make=partial(vdd, mode="none")),
         "vdd.unk": partial(arm, make=partial(vdd, mode="unk")),
@@ -87,6 +88,6 @@ RECIPE = Recipe(
         *(Claim(name, beats="greedy", on="POPE accuracy") for name in ("vdd", "damro", "agla")),
         *(Claim(name, beats="greedy", on="CHAIR_i", lower=True) for name in ("vdd", "damro", "agla")),
     ],
-    controls=("beam", "shuffled"),
+    controls=("beam", "beam3", "shuffled"),
     real="foveal eval llava-hf/llava-1.5-7b-hf --task pope --data pope --images val2014 --decode damro",
 )
