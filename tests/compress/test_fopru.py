@@ -78,6 +78,15 @@ def test_rows_stay_whole(height, width, percent, seed):
     assert set(rows.tolist()) == set(mean.topk(len(rows)).indices.tolist())
 
 
+def test_rows_in_half_precision():
+    """Sums of 24 such numbers would be rounded, and another row might win."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        significance = torch.rand(576, generator=rng).bfloat16()
+        got = row_select(significance, (24, 24), 0.25)
+        assert torch.equal(got, row_select(significance.double(), (24, 24), 0.25))
+
+
 def test_one_token_of_576():
     significance = torch.zeros(576)
     significance[123] = 1.0
@@ -169,6 +178,8 @@ def test_attention_is_the_encoders_own():
     assert got.dtype == torch.float64
     torch.testing.assert_close(got, want.double(), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(encoder_attention(attention, caught["hidden"], [0, 3]), got[:, :, [0, 3]])
+    for rows, places in ((slice(0, 2), [0, 1]), (0, [0]), (torch.tensor(1), [1])):
+        torch.testing.assert_close(encoder_attention(attention, caught["hidden"], rows), got[:, :, places])
     half = encoder_attention(attention.bfloat16(), caught["hidden"].bfloat16(), torch.tensor([0]))
     assert half.dtype == torch.float32
 

@@ -267,6 +267,16 @@ def test_cost_is_the_share_of_flops():
     assert strategy_cost([1.0] * 7, 64, 96, 256) == 1.0
 
 
+def test_whole_agreement_is_one_to_the_last_bit():
+    for n in range(2, 130):
+        order = torch.arange(n)
+        assert (kendall_tau(order, order), kendall_tau(order, -order)) == (1.0, -1.0)
+
+
+def test_nothing_to_search():
+    assert g_search(lambda rates: 1.0, 2, 1.0) == GSearchResult([1.0, 1.0], 1)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -276,7 +286,7 @@ def test_cost_is_the_share_of_flops():
         (lambda: g_search(lambda rates: 0.8, 8, 0.9), r"target=0.9.*reaches only 0.8; allow"),
         (lambda: g_search(lambda rates: 1.0, 8, math.nan), "target=nan"),
         (lambda: g_search(lambda rates: math.nan, 8, 0.9), "evaluate returned nan"),
-        (lambda: g_search(lambda rates: 1.0, 8, 0.9, start_layer=8), "start_layer=8.*0 to 7"),
+        (lambda: g_search(lambda rates: 1.0, 8, 0.9, start_layer=-1), "start_layer=-1"),
         (lambda: g_search(lambda rates: 1.0, 8, 0.9, levels=0), "levels=0"),
         (lambda: g_search(lambda rates: 1.0, 8, 0.9, levels=4, min_level=5), "min_level=5"),
         (lambda: p_sigmoid(8, -1.0, 0.5), "steepness=-1.0"),
@@ -287,6 +297,8 @@ def test_cost_is_the_share_of_flops():
         (lambda: fit_center(8, 0.0, 0.5), "steepness=0.0"),
         (lambda: fit_center(8, 1.0, 0.25), "budget=0.25.*between 0.25 and 1"),
         (lambda: fit_center(8, 1.0, 0.4, 0.2), "budget=0.4.*between 0.4 and 1"),
+        (lambda: fit_center(12, 8.0, sum([1.0] * 2 + [0.1] * 10) / 12, 0.1), "budget=0.25"),  # but for rounding
+        (lambda: fit_center(6, 8.0, 0.4666666666666667, 0.2), "budget=0.466"),
         (lambda: fit_center(8, 1.0, 1.0), "budget=1.0"),
         (lambda: fit_center(8, 1.0, 0.9, 1.0), "budget=0.9"),
         (lambda: gp_posterior(torch.zeros(3, 2), torch.zeros(2), torch.zeros(1, 2), 1.0), r"\(3, 2\).*\(2,\)"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import foveal
@@ -214,15 +214,24 @@ def test_divergence_runs_from_teacher_to_student():
     torch.testing.assert_close(attention_distillation_loss(student[0], teacher[0], 2.0).ndim, 0)
 
 
+def test_masks_of_student_and_teacher_may_differ():
+    masked, plain = torch.tensor([0.0, 1.0, -math.inf]).view(1, 1, 1, 3), torch.zeros(1, 1, 1, 3, requires_grad=True)
+    p = torch.softmax(torch.tensor([0.0, 1.0]), -1)
+    loss = attention_distillation_loss(plain, masked)
+    torch.testing.assert_close(loss.detach(), (p * (3 * p).log()).sum())
+    loss.backward()
+    torch.testing.assert_close(plain.grad.flatten(), 1 / 3 - torch.cat([p, torch.zeros(1)]))
+    assert attention_distillation_loss(masked, plain) == math.inf
+
+
 # Coarse to fine -------------------------------------------------------------------------------------------------------
 
 
 def run_by_hand(pyramid, plan, encode, score, side, newline, ratio, last, most):
     """The whole pass with lists of places instead of masks."""
     tiles = [(r, c) for r in range(plan[1].grid_hw[0]) for c in range(plan[1].grid_hw[1])]
-    fetched = []
+    fetched, done = [], None
     for level in range(1, last + 1):
-        fetched.append(tiles)
         (gh, gw), (h, w) = plan[level].grid_hw, plan[level].resized_hw
         rows, columns = gh * side, gw * side
         if w * rows > columns * h:
@@ -236,6 +245,9 @@ def run_by_hand(pyramid, plan, encode, score, side, newline, ratio, last, most):
                 y, x = r * side + number // side, c * side + number % side
                 if y < rows and x < columns:
                     table[y, x] = own[number]
+        if not table:  # nothing but a strip thinner than a token: the level before was the last
+            return (*done, fetched)
+        fetched.append(tiles)
         width = columns + (newline is not None)
         for y in range(rows if newline is not None else 0):
             table[y, columns] = newline
@@ -244,13 +256,13 @@ def run_by_hand(pyramid, plan, encode, score, side, newline, ratio, last, most):
         dense = torch.stack([torch.zeros(tokens_dim(tokens)) if token is None else token for token in tokens])
         scores = score(dense, valid, level).tolist()
         there = [place for place, token in enumerate(tokens) if token is not None]
+        best = sorted(there, key=lambda place: (-scores[place], place))[: int(len(there) * ratio)]
+        ends = {place for place in there if newline is not None and place % width == columns}
+        index = sorted({*best, *ends})
+        done = dense[index], index
         if level == last:
-            best = sorted(there, key=lambda place: (-scores[place], place))[: int(len(there) * ratio)]
-            ends = {place for place in there if newline is not None and place % width == columns}
-            index = sorted({*best, *ends})
-            return dense[index], index, fetched
+            return (*done, fetched)
         voters = [place for place in there if place % width < columns]
-        assume(voters)  # a single tile of a strip that is thinner than a token
         voters = sorted(voters, key=lambda place: (-scores[place], place))[: max(1, int(len(voters) * ratio))]
         fine_rows, fine_columns = plan[level + 1].grid_hw
         votes = {}
@@ -291,7 +303,7 @@ def test_the_whole_pass_by_hand(height, width, max_level, max_tiles, newline, se
     last = min(max_level, len(plan) - 1)
     tokens, index, fetched = run_by_hand(pyramid, plan, encode, score, 2, end, 0.3, last, max_tiles)
     got = coarse_to_fine(pyramid, plan, encode, score, 2, end, 0.3, max_level, max_tiles)
-    assert got.level == last
+    assert got.level == len(fetched) <= last
     assert [tiles.tolist() for tiles in got.tiles] == [[list(tile) for tile in tiles] for tiles in fetched]
     assert got.tiles_encoded == sum(len(tiles) for tiles in fetched)
     assert got.index.tolist() == index
@@ -342,14 +354,32 @@ def test_few_tiles_are_encoded():
         (lambda: attention_distillation_loss(torch.zeros(1, 1, 3), torch.zeros(1, 1, 3)), r"\(K, H, T, n\)"),
         (lambda: attention_distillation_loss(torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 3), 0), "temperature=0"),
         (
-            lambda: attention_distillation_loss(torch.zeros(1, 1, 1, 2), torch.tensor([0, -math.inf]).view(1, 1, 1, 2)),
-            "same tokens",
+            lambda: attention_distillation_loss(torch.zeros(1, 1, 1, 2), torch.full((1, 1, 1, 2), -math.inf)),
+            "every token of a row",
         ),
     ],
 )
 def test_bad_arguments(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize("newline", [None, torch.ones(1)])
+def test_tiles_that_the_crop_cuts_away_are_not_the_last_word(newline):
+    """The lowest row of tiles of the second level holds 14 pixels of picture, half of a token."""
+    plan = pyramid_plan(4065, 2673)[:3]
+    assert (plan[2].resized_hw, plan[2].grid_hw) == ((1022, 672), (4, 2))
+    pyramid = [torch.zeros(*level.grid_hw, 3, 2, 2) for level in plan]
+
+    def run(score):
+        encode = lambda tiles: torch.zeros(len(tiles), 144, 1)  # noqa: E731
+        return coarse_to_fine(pyramid, plan, encode, lambda tokens, valid, level: score(len(tokens)), 12, newline)
+
+    lowest, uppermost = run(lambda n: torch.arange(n).float()), run(lambda n: -torch.arange(n).float())
+    assert (lowest.level, uppermost.level) == (1, 2)
+    assert len(lowest.tiles) == 1
+    assert lowest.tiles_encoded == len(lowest.tiles[0])
+    assert len(lowest.tokens) == len(lowest.index) > 100
 
 
 def test_bad_passes():

@@ -46,7 +46,7 @@ def test_reads_the_official_form(tmp_path):
         ({**BARE, "image_size": [5]}, "line 2: image_size=.*list of 2"),
         ({**BARE, "hbox": [1, 2, 3, "4"]}, "line 2: hbox=.*list of 4"),
         ({**BARE, "rbox": [1] * 4}, "line 2: rbox=.*list of 8"),
-        ({**BARE, "ground_truth": 3}, "line 2: ground_truth=3 must be text"),
+        ({**BARE, "ground_truth": [3]}, r"line 2: ground_truth=\[3\] must be text or a number"),
         ("{", "line 2 is no JSON"),
         ("[]", "line 2 is no JSON object"),
         (FULL, "line 2: question_id 'GLH-Bridge_7' was there before"),
@@ -55,6 +55,12 @@ def test_reads_the_official_form(tmp_path):
 def test_names_the_broken_line(tmp_path, line, match):
     with pytest.raises(ValueError, match=match):
         load_lrs_vqa(write(tmp_path, FULL, line))
+
+
+def test_numbers_and_a_byte_order_mark(tmp_path):
+    path = write(tmp_path, "\ufeff" + json.dumps({**BARE, "ground_truth": 3, "question_id": 5, "abs_size": 1234.5}))
+    (item,) = load_lrs_vqa(path)
+    assert (item.question_id, item.ground_truth, item.abs_size) == ("5", "3", 1234.5)
 
 
 def test_files_that_are_none(tmp_path):

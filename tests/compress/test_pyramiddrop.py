@@ -59,6 +59,9 @@ def test_golden_flops():
     flops = visual_flops(ref["tokens"].tolist(), int(ref["hidden"]), int(ref["inter"]))
     assert flops == pytest.approx(float(ref["expected"]), rel=1e-12)
     assert visual_flops([576] * 32, 4096, 11008) == pytest.approx(3.82e12, rel=2e-3)  # the paper's numbers
+    small = np.array([576] * 32, dtype=np.int32)
+    assert visual_flops(small, 4096, 11008) == visual_flops(small.tolist(), 4096, 11008)  # int32 holds no such number
+    assert type(keep_count(np.int64(3), 1.0)) is int
     assert flops == pytest.approx(1.78e12, rel=2e-3)
 
 

@@ -34,6 +34,11 @@ def test_attention_of_many_rows(groups, heads, n, seed):
     torch.testing.assert_close(instruction_attention(query, key, ~later), shares.mean((0, 1)))
 
 
+def test_large_scores_in_half_precision():
+    query, key = torch.full((4, 2, 8), 300.0), torch.full((2, 5, 8), 300.0)
+    torch.testing.assert_close(instruction_attention(query.half(), key.half()), torch.full((5,), 0.2))
+
+
 def test_heads_must_share_evenly():
     with pytest.raises(ValueError, match="6 heads, no multiple of the 4"):
         attention_logits(torch.zeros(6, 3, 4), torch.zeros(4, 5, 4))

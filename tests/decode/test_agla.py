@@ -68,6 +68,7 @@ def test_only_words_count():
         ({"attention": torch.ones(2, 4, 9), "gradient": torch.ones(2, 4, 9)}, r"\(B, H, T, N\)"),
         ({"token_mask": torch.ones(1, 5)}, r"token_mask \(1, 5\)"),
         ({"token_mask": torch.tensor([[1, 1, 0, 0]])}, "2 tokens"),
+        ({"gradient": torch.full((1, 2, 4, 9), math.nan)}, "NaN"),
     ],
 )
 def test_bad_attention(change, message):
@@ -110,6 +111,7 @@ def test_ratio_and_mask():
     assert keep_ratio(0.9) < keep_ratio(0.1)  # a good match hides more
     assert keep_ratio(-1.0) == 1 - 1e-5
     assert keep_ratio(3.0) == 0.0
+    assert type(keep_ratio(torch.tensor(0.4))) is float
     saliency = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
     for ratio, kept in ((0.0, 1), (0.5, 16), (0.8, 25), (1 - 1e-5, 30)):
         mask = adaptive_mask(saliency, ratio)
@@ -120,6 +122,7 @@ def test_ratio_and_mask():
     for call, message in (
         (lambda: keep_ratio(math.nan), "NaN"),
         (lambda: adaptive_mask(saliency, 1.0), "ratio=1.0"),
+        (lambda: adaptive_mask(saliency * math.nan, 0.0), "NaN"),
         (lambda: adaptive_mask(saliency, -0.1), "ratio=-0.1"),
         (lambda: adaptive_mask(saliency[0], 0.5), r"\(5,\)"),
         (lambda: smooth_map(saliency[0], (4, 4)), r"\(5,\)"),
@@ -226,9 +229,9 @@ def numeric_cam(layer, ids=IDS):
 def test_map_against_a_numeric_derivative():
     with torch.no_grad():  # as inside generate
         cam, similarity = BlipMatcher(blip(), layer=1)(PIXELS, IDS, MASK)
-    torch.testing.assert_close(cam.double(), numeric_cam(1), atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(cam, numeric_cam(1), atol=1e-6, rtol=1e-3)
     matrix = blip()(IDS, PIXELS, use_itm_head=False, attention_mask=MASK).itm_score
-    torch.testing.assert_close(similarity.double(), matrix.diagonal().detach(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(similarity, matrix.diagonal().detach(), atol=1e-6, rtol=1e-5)
 
 
 def test_enc_token_only_where_it_looks_at_the_image():

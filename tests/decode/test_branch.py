@@ -66,6 +66,11 @@ def test_what_an_earlier_processor_forbade_stays_forbidden():
     assert plausible_contrast(logits, torch.zeros(1, 3), 0.0, 1.0, 0.1)[0, 1] == -math.inf
 
 
+def test_a_branch_without_weight_says_nothing():
+    logits, other = torch.tensor([[1.0, 0.9, 0.9]]), torch.tensor([[1.0, -math.inf, math.nan]])
+    assert torch.equal(plausible_contrast(logits, other, 1.0, 0.0, 0.1), logits)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -116,10 +121,20 @@ def test_a_new_generation_reads_its_prompt_again():
     for rows in ([[]], [[10]], [[10, 11]], [[]], [[12]]):
         torch.testing.assert_close(branch.logits(said(*rows)), expected(host, *rows), atol=1e-5, rtol=1e-4)
     assert branch.forwards == 5
-    branch.logits(torch.tensor([[9, 9, 9, 9]]))  # another prompt, as long as the last call
-    torch.testing.assert_close(branch.logits(torch.tensor([[9, 9, 9, 9, 12]])), expected(host, [12]))
+    branch.logits(torch.tensor([[9, 9, 9]]))  # another prompt, as long as the last call
+    torch.testing.assert_close(branch.logits(torch.tensor([[9, 9, 9, 12]])), expected(host, [12]))
     branch.logits(said([], [], []))
     assert branch.logits(said([5], [6], [7])).shape == (3, 64)
+
+
+def test_what_the_prompt_of_the_main_pass_says_does_not_matter():
+    """Only its length does, also where beams have changed places."""
+    host = language_model()
+    branch = ContrastBranch(host, {"input_ids": PROMPT})
+    branch.logits(torch.tensor([[1, 2], [3, 4]]))
+    branch.logits(torch.tensor([[1, 2, 10], [3, 4, 20]]))
+    swapped = branch.logits(torch.tensor([[3, 4, 20, 21], [1, 2, 10, 11]]))
+    torch.testing.assert_close(swapped, expected(host, [20, 21], [10, 11]), atol=1e-5, rtol=1e-4)
 
 
 def test_the_prompt_alone_is_never_answered_from_memory():

@@ -1,4 +1,5 @@
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,8 @@ def test_indices_go_down_and_are_not_sorted_by_place():
         (lambda: cls_attention(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8)), "N > 0"),
         (lambda: cls_attention(torch.zeros(1, 5, 8), torch.zeros(1, 5, 8), 3), "num_heads=3"),
         (lambda: cls_attention(torch.zeros(1, 5, 8), torch.zeros(1, 5, 8), 0), "num_heads=0"),
+        (lambda: cls_attention(torch.full((1, 5, 8), math.nan), torch.zeros(1, 5, 8)), "NaN"),
+        (lambda: outlier_indices(torch.tensor([[math.nan, 1.0]]), 1), "NaN"),
         (lambda: outlier_indices(torch.zeros(1, 4), 0), "k=0"),
         (lambda: outlier_indices(torch.zeros(1, 4), 5), "k=5"),
         (lambda: outlier_indices(torch.zeros(4), 2), "k=2"),

@@ -60,6 +60,7 @@ def test_every_row_is_its_own_affine_map(mode):
 def test_the_prior_itself_becomes_uniform():
     p = probabilities(3, 4)
     torch.testing.assert_close(post_hoc_debias(p, p), torch.full((3, 4), 0.25).double(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(post_hoc_debias(p, p, eps=0.0), torch.full((3, 4), 0.25).double())
     W, _ = calibration_affine(p[0])
     assert torch.equal(W, torch.diag(W.diagonal()))
     assert calibration_affine(torch.tensor([1.0, 0.0]))[0][1, 1] == pytest.approx(1e4)  # ε, not a division by 0
@@ -116,7 +117,8 @@ def test_scikit_learn():
         (lambda: PostHocDebias().fit(probabilities(2, 3), probabilities(2, 4)), "alike"),
         (lambda: PostHocDebias().fit(-probabilities(2, 3)), "Negative"),
         (lambda: PostHocDebias("softmax").fit(probabilities(2, 3)), "mode='softmax'"),
-        (lambda: PostHocDebias(eps=0).fit(probabilities(2, 3)), "eps=0"),
+        (lambda: PostHocDebias(eps=-1e-4).fit(probabilities(2, 3)), "eps=-0.0001"),
+        (lambda: PostHocDebias(eps=0).fit(torch.eye(3)[:2]), "eps=0.*never appears"),
         (lambda: PostHocDebias().fit(probabilities(2, 3)).predict(probabilities(2, 4)), "4 features"),
         (lambda: PostHocDebias().fit(torch.zeros(2, 3)), "sums to 0"),
         (lambda: post_hoc_debias(probabilities(2, 3), probabilities(2, 4)), r"p_free \(2, 4\)"),
@@ -149,6 +151,8 @@ def test_label_probabilities():
     ):
         with pytest.raises(ValueError, match=message):
             label_probs(logits, ids)
+    with pytest.raises(ValueError, match="NaN"):
+        label_probs(torch.full((1, 4), -torch.inf), [[0]])
     with pytest.raises(ValueError, match="aggregate='mean'"):
         label_probs(logits, [[0]], "mean")
     with pytest.raises(ValueError, match=r"\(B, V\)"):

@@ -78,7 +78,7 @@ def retain_schedule(n_layers: int, start: int, step: float = 0.125) -> list[floa
         raise ValueError(f"start={start} must lie in [0, {n_layers}], the number of layers")
     if not step >= 0:
         raise ValueError(f"step={step}: the share pruned at each layer cannot be negative")
-    return [1.0 if layer < start else max(0.0, 1 - (layer - start + 1) * step) for layer in range(n_layers)]
+    return [1.0 if layer < start else max(0.0, 1.0 - (layer - start + 1) * step) for layer in range(n_layers)]
 
 
 def prune_step(importance: Float[Tensor, " l"], is_image: Bool[Tensor, " l"], keep: int) -> Int[Tensor, " k"]:

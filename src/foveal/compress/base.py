@@ -24,7 +24,7 @@ def keep_count(n: int, ratio: float) -> int:
         raise ValueError(f"n={n}: a number of tokens cannot be negative")
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio={ratio}: the share of tokens to keep must lie in [0, 1]")
-    return min(n, math.floor(n * ratio + 1e-9))
+    return int(min(n, math.floor(n * ratio + 1e-9)))
 
 
 def visual_flops(tokens_per_layer: Iterable[int], hidden_size: int, intermediate_size: int) -> float:
@@ -33,8 +33,8 @@ def visual_flops(tokens_per_layer: Iterable[int], hidden_size: int, intermediate
     d is ``hidden_size`` and m ``intermediate_size`` (gated feed-forward). This is the papers' formula;
     `PrefillReducer.report` counts what a model really did.
     """
-    d, m = hidden_size, intermediate_size
-    return float(sum(4 * n * d * d + 2 * n * n * d + 3 * n * d * m for n in tokens_per_layer))
+    d, m = int(hidden_size), int(intermediate_size)  # numpy's and torch's small integers would overflow
+    return float(sum(4 * n * d * d + 2 * n * n * d + 3 * n * d * m for n in map(int, tokens_per_layer)))
 
 
 @dataclass(frozen=True)

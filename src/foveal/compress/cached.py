@@ -4,6 +4,7 @@ The record rides on the cache object: two chats keep apart, and a deep copy of a
 tokens are never dropped; layer l sees the prompt's surviving keys of that layer and all later ones.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def note_end(cache: Any, tokens: int) -> None:
 
 
 def check_whole(cache: Any, new: int, has_pictures: bool) -> None:
-    """Raise ValueError when ``new`` tokens bring images to a prompt that began in an earlier forward pass.
+    """Warn when ``new`` tokens bring images to a prompt that began in an earlier forward pass: they all stay.
 
     Images of a later turn of a chat may come: single tokens, the answer, have followed the prompt by then. Several
     tokens right after a prompt may be a further piece of it.
@@ -86,23 +87,24 @@ def check_whole(cache: Any, new: int, has_pictures: bool) -> None:
     if end is not None and end != held:
         return
     if has_pictures:
-        raise ValueError(
-            f"input_ids brings images to past_key_values of {held} tokens, the beginning of the same prompt: tokens "
-            "are dropped only from a prompt that comes whole; run all of it in one forward pass on an empty cache "
-            "(prefill_chunk_size=None), or detach() the reducer before the first"
+        warnings.warn(
+            f"input_ids brings images to past_key_values of {held} tokens, the beginning of the same prompt: none of "
+            "their tokens is dropped, since that takes a prompt that comes whole, in one forward pass on an empty "
+            "cache (prefill_chunk_size=None)",
+            stacklevel=2,
         )
     if end is not None and new > 1:
         note_end(cache, end + new)
 
 
 class _CountsInFull:
-    """Generation asks layer 0 how many tokens the cache has seen, to slice prompts and to count positions."""
+    """Generation asks, naming no layer, how many tokens the cache has seen: to slice prompts and to count positions."""
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int | None = None) -> int:
         prompt = recall(self)
         whole: Any = super()  # the cache's own class, see `remember`
-        stored: int = whole.get_seq_length(layer_idx)
-        if prompt is None or layer_idx != 0 or stored == 0:
+        stored: int = whole.get_seq_length(layer_idx or 0)
+        if prompt is None or layer_idx is not None or stored == 0:
             return stored
         assert prompt.valid[0] is not None
         return prompt.columns + stored - prompt.valid[0].shape[1]

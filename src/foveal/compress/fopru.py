@@ -79,14 +79,15 @@ def row_select(significance: Float[Tensor, " n"], grid: Sequence[int], ratio: fl
 
 @torch.no_grad()
 def encoder_attention(
-    self_attn: Any, hidden: Float[Tensor, "b m d"], rows: Int[Tensor, " r"] | Sequence[int] | None = None
+    self_attn: Any, hidden: Float[Tensor, "b m d"], rows: Int[Tensor, " r"] | Sequence[int] | slice | int | None = None
 ) -> Float[Tensor, "b h r m"]:
     """Attention of an encoder block's query ``rows`` (None: all) to all m tokens, in float32 or better.
 
     ``self_attn`` is the block's attention module (q_proj, k_proj, num_heads), ``hidden`` its input, after the block's
     first LayerNorm. The block itself goes on with its own kernel.
     """
-    asked = hidden if rows is None else hidden[:, torch.as_tensor(rows, device=hidden.device)]
+    every = torch.arange(hidden.shape[1], device=hidden.device)
+    asked = hidden if rows is None else hidden[:, every[rows].reshape(-1)]
     query, key = (
         part.unflatten(-1, (self_attn.num_heads, -1)).transpose(1, 2)
         for part in (self_attn.q_proj(asked), self_attn.k_proj(hidden))
@@ -263,6 +264,7 @@ def image_rows(line_end: Bool[Tensor, " n"], height: int, width: int) -> Int[Ten
 
 def _best_rows(significance: Float[Tensor, " n"], rows: Int[Tensor, " n"], ratio: float) -> Bool[Tensor, " n"]:
     """Which tokens are in the best rows by mean; NaN entries do not count and go with their row."""
+    significance = significance.to(torch.promote_types(significance.dtype, torch.float32))
     counted = (~significance.isnan()).to(significance.dtype)
     empty = significance.new_zeros(int(rows.max()) + 1)
     total = empty.index_add(0, rows, significance.nan_to_num(0.0))

@@ -13,7 +13,7 @@ Shiyu Zhao, Zhenting Wang, Felix Juefei-Xu, et al.: Accelerating Multimodal Larg
 Vision Token Reduction. CVPR 2025, arXiv 2412.00556.
 
 Departures: no official code is public. The search along one layer is a bisection, which finds the same minimum where
-performance does not fall with more tokens; the form of the sigmoid is ours.
+performance does not fall with more tokens; the form of the sigmoid is ours. Given labels, the answers do not ask.
 """
 
 import math
@@ -30,7 +30,7 @@ from foveal.compress.gsearch_bayes import bayes_opt as bayes_opt
 from foveal.compress.gsearch_bayes import expected_improvement as expected_improvement
 from foveal.compress.gsearch_bayes import gp_posterior as gp_posterior
 from foveal.compress.gsearch_keep import LayerwiseKeep as LayerwiseKeep
-from foveal.compress.gsearch_sigmoid import check_budget, check_depth
+from foveal.compress.gsearch_sigmoid import check_budget
 from foveal.compress.gsearch_sigmoid import fit_center as fit_center
 from foveal.compress.gsearch_sigmoid import p_sigmoid as p_sigmoid
 
@@ -62,9 +62,9 @@ def kendall_tau(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     untied = [pairs - sum(math.comb(n, 2) for n in np.unique(x, return_counts=True)[1]) for x in (first, second)]
     if 0 in untied:
         return 0.0
-    # SciPy has τ-b, which divides by the pairs without ties instead
+    # SciPy has τ-b, which divides by the pairs without ties instead; what both divide is a whole number
     tau_b = kendalltau(first, second).statistic
-    return float(tau_b * math.sqrt(untied[0]) * math.sqrt(untied[1]) / pairs)
+    return round(tau_b * math.sqrt(untied[0]) * math.sqrt(untied[1])) / pairs
 
 
 def g_search(
@@ -89,17 +89,18 @@ def g_search(
         min_level: smallest multiple to try.
 
     Costs at most 1 + ⌈log2(levels + 1)⌉ evaluations per layer from ``start_layer`` on.
-    Raises ValueError when the full model misses the target, for a ``start_layer`` outside [0, n_layers), ``levels``
-    below 1, a ``min_level`` outside [0, levels] and a performance that is not a finite number.
+    Raises ValueError when the full model misses the target, for a negative ``start_layer``, ``levels`` below
+    1, a ``min_level`` outside [0, levels] and a performance that is not a finite number.
     """
-    check_depth(n_layers, start_layer)
+    if n_layers < 1 or start_layer < 0:
+        raise ValueError(f"n_layers={n_layers}, start_layer={start_layer}: must be at least 1 and 0")
     if levels < 1 or not 0 <= min_level <= levels:
         raise ValueError(f"levels={levels} must be at least 1, and min_level={min_level} between 0 and that")
     measure = _Counted(evaluate)
     full = measure([1.0] * n_layers)
     if not full >= target:
         raise ValueError(f"target={target}: the full model itself reaches only {full}; allow a larger drop")
-    settled, level = [1.0] * start_layer, levels
+    settled, level = [1.0] * min(start_layer, n_layers), levels
     while len(settled) < n_layers and level > min_level:
         low = min_level
         while low < level:  # `level` reaches the target, all below `low` miss it

@@ -37,6 +37,7 @@ def gp_posterior(
     more noise.
     """
     x, y, xq = (torch.as_tensor(part, dtype=torch.float64) for part in (x, y, xq))
+    lengthscale, signal, noise = float(lengthscale), float(signal), float(noise)
     if x.ndim != 2 or y.shape != x.shape[:1] or xq.ndim != 2 or xq.shape[1] != x.shape[1] or not len(x):
         raise ValueError(f"x {(*x.shape,)}, y {(*y.shape,)} and xq {(*xq.shape,)} must be (n, d), (n,) and (m, d)")
     root = _factor(x, lengthscale, signal, noise)

@@ -6,6 +6,9 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
+ROUNDING = 1e-12
+"""A budget this close to an end is that end."""
+
 
 def p_sigmoid(n_layers: int, steepness: float, center: float, floor: float = 0.0, start_layer: int = 2) -> list[float]:
     """Keeping rates that fall from 1 towards ``floor`` along a sigmoid: r = floor + (1 − floor)·σ(−k·(x − c)).
@@ -58,7 +61,7 @@ def check_budget(n_layers: int, budget: float, floor: float, start_layer: int) -
     check_depth(n_layers, start_layer)
     _check_floor(floor)
     least = (start_layer + floor * (n_layers - start_layer)) / n_layers
-    if not least < budget < 1:
+    if not least + ROUNDING < budget < 1 - ROUNDING:
         raise ValueError(
             f"budget={budget}: with {start_layer} of {n_layers} layers whole and floor={floor} the mean rate must lie "
             f"between {least:.4g} and 1, both excluded"

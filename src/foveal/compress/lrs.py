@@ -14,7 +14,8 @@ Junwei Luo, Yingying Zhang, Xue Yang, et al.: When Large Vision-Language Model M
 Coarse-to-Fine Text-Guided Token Pruning. ICCV 2025, arXiv 2503.07588.
 
 Departures: newlines do not vote (in the authors' code they always fetch the right-most tiles); no ':' is put between
-thumbnail and local tokens; a picture whose thumbnail has the size of its first level keeps both (their code fails).
+thumbnail and local tokens; a picture whose thumbnail has the size of its first level keeps both (their code fails);
+the crop leaves at least one row and column, and tiles that it cuts away whole are not fetched if nothing else is.
 The authors' code returns the logits of student and teacher without a loss: the KL divergence is our reading. Tokens of
 tiles that were not fetched leave the sequence of the region focus module while the others keep their positions, which
 gives the scores of masking them for the price of the rest.
@@ -36,7 +37,7 @@ from foveal.compress.lrs_benchmark import LrsVqaItem as LrsVqaItem
 from foveal.compress.lrs_benchmark import load_lrs_vqa as load_lrs_vqa
 from foveal.compress.lrs_benchmark import score_lrs_vqa as score_lrs_vqa
 from foveal.compress.lrs_focus import FocusResult as FocusResult
-from foveal.compress.lrs_focus import LevelTokens, encode_tiles, every_tile, focus, lay_out
+from foveal.compress.lrs_focus import LevelTokens, check_reach, encode_tiles, every_tile, focus, lay_out
 from foveal.compress.lrs_focus import coarse_to_fine as coarse_to_fine
 from foveal.compress.lrs_focus_pyramid import LazyPyramid as LazyPyramid
 from foveal.compress.lrs_focus_pyramid import PyramidLevel as PyramidLevel
@@ -90,7 +91,7 @@ class LargeImageLlava:
     Attributes:
         last: what the last image came to (`FocusResult`).
 
-    Raises ValueError for other classes of models, another ``tile``, ``pool`` below 1 and a module of another width.
+    Raises ValueError for other classes of models, another ``tile``, numbers below 1 and a module of another width.
     """
 
     def __init__(
@@ -110,8 +111,8 @@ class LargeImageLlava:
         vision = anatomy.model.config.vision_config
         if tile not in (None, vision.image_size):
             raise ValueError(f"tile={tile} must be {vision.image_size}, the image_size of the vision tower")
-        if pool < 1:
-            raise ValueError(f"pool={pool}: must be at least 1")
+        if pool < 1 or base_long_side < 1:
+            raise ValueError(f"pool={pool}, base_long_side={base_long_side}: both must be at least 1")
         first: Any = rfm.layers[0]
         width, own = anatomy.language.config.hidden_size, first.self_attn.q_proj.in_features
         if own != width:
@@ -119,6 +120,7 @@ class LargeImageLlava:
                 f"rfm works on {own} numbers a token, the language model on {width}: copy it from this one"
             )
         check_share(keep_ratio)
+        check_reach(max_level, max_tiles)
         self.model, self.rfm = model, rfm
         self.tile, self.base_long_side = vision.image_size, base_long_side
         self.grid = vision.image_size // vision.patch_size

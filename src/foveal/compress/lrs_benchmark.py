@@ -28,8 +28,8 @@ class LrsVqaItem:
     """Left, top, right, bottom in pixels."""
     rbox: tuple[float, ...] | None = None
     """Four corners (x, y) of the turned box."""
-    abs_size: str | None = None
-    size_bin: str | None = None
+    abs_size: str | float | None = None
+    size_bin: str | float | None = None
 
     @property
     def subset(self) -> str:
@@ -48,7 +48,7 @@ def load_lrs_vqa(path: str | os.PathLike[str]) -> list[LrsVqaItem]:
     that is missing or has no question.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"path={os.fspath(path)!r} cannot be read: {error}; give the file of questions") from error
     items: dict[str, LrsVqaItem] = {}
@@ -77,9 +77,10 @@ def _item(line: str, where: str) -> LrsVqaItem:
         raise ValueError(f"{where} has no {', '.join(missing)}; every question needs these fields")
     fields: dict[str, Any] = {}
     for name in (*STRINGS, "abs_size", "size_bin"):
-        if not isinstance(value := record.get(name), str | None):
-            raise ValueError(f"{where}: {name}={value!r} must be text")
-        fields[name] = value
+        value = record.get(name)
+        if not (isinstance(value, str | None) or _is_number(value)):
+            raise ValueError(f"{where}: {name}={value!r} must be text or a number")
+        fields[name] = str(value) if name in STRINGS else value
     for name, length in LENGTHS.items():
         value = record.get(name)
         if value is None:
@@ -115,7 +116,7 @@ def score_lrs_vqa(
     Raises ValueError for questions without a prediction.
     """
     items = list(items)
-    if missing := [item.question_id for item in items if item.question_id not in predictions]:
+    if missing := [item.question_id for item in items if predictions.get(item.question_id) is None]:
         raise ValueError(f"predictions lacks {len(missing)} of {len(items)} questions, such as {missing[0]!r}")
     marks: dict[str, dict[str, list[bool]]] = {}
     for item in items:

@@ -99,6 +99,8 @@ def coarse_to_fine(
     Memory grows with the tiles that are fetched, and by D numbers for each place of the last level; `LargeImageLlava`
     does without the latter.
 
+    Where all tiles with a vote lie in a strip of the picture thinner than a token, the level before is the last.
+
     Raises ValueError for a share outside (0, 1], ``max_level`` or ``max_tiles`` below 1, a plan that is not the
     pyramid's, and outputs of ``encode`` and ``score`` that do not fit.
     """
@@ -125,8 +127,7 @@ def focus(
 ) -> FocusResult:
     """`coarse_to_fine`, with a ``score`` of the tokens that there are: (tokens, level) to one number for each."""
     check_share(keep_ratio)
-    if max_level < 1 or (max_tiles is not None and max_tiles < 1):
-        raise ValueError(f"max_level={max_level}, max_tiles={max_tiles}: both must be at least 1")
+    check_reach(max_level, max_tiles)
     if len(plan) < 2 or len(pyramid) < min(max_level + 1, len(plan)):
         raise ValueError(
             f"plan has {len(plan)} levels, pyramid {len(pyramid)}: give both of one picture, see pyramid_plan"
@@ -143,10 +144,25 @@ def focus(
         if level < last:
             voters = _voters(spread, tokens, keep_ratio)
             positions = vote_tiles(voters, tokens.hw, plan[level + 1].grid_hw, max_tiles=max_tiles).cpu()
+            if not _have_tokens(positions, plan[level + 1], side):
+                break
     row_length = None if newline is None else tokens.hw[1]
     index = select_tokens(spread, keep_ratio, row_length, tokens.valid)
     number = tokens.valid.cumsum(0) - 1
-    return FocusResult(tokens.features[number[index]], last, fetched, sum(len(part) for part in fetched), index)
+    return FocusResult(tokens.features[number[index]], level, fetched, sum(len(part) for part in fetched), index)
+
+
+def check_reach(max_level: int, max_tiles: int | None) -> None:
+    """Raise ValueError for a last level or a number of tiles below 1."""
+    if max_level < 1 or (max_tiles is not None and max_tiles < 1):
+        raise ValueError(f"max_level={max_level}, max_tiles={max_tiles}: both must be at least 1")
+
+
+def _have_tokens(positions: Int[Tensor, "k 2"], level: PyramidLevel, side: int) -> bool:
+    """Is any of the tiles more than padding to the crop, which cuts to whole tokens?"""
+    rows, columns = (side * tiles for tiles in level.grid_hw)
+    height, width = crop_padding(torch.empty(()).expand(rows, columns), level.resized_hw).shape
+    return bool(((positions[:, 0] * side < height) & (positions[:, 1] * side < width)).any())
 
 
 def every_tile(level: PyramidLevel) -> Int[Tensor, "k 2"]:

@@ -52,7 +52,7 @@ def select_tokens_by_threshold(
     """Places of the valid tokens above ``threshold`` and of every newline, ascending.
 
     The scores of the valid tokens are stretched so that their 5 % and 95 % quantiles become 0 and 1; where these
-    coincide, no token is above. Raises ValueError as `select_tokens` does, and when no token is valid.
+    coincide, whatever exceeds them is above. Raises ValueError as `select_tokens` does, and when no token is valid.
     """
     places = _candidates(scores, row_length, valid)
     if not len(places):
@@ -174,10 +174,10 @@ def attention_distillation_loss(
     """KL(softmax(teacher / T) ‖ softmax(student / T)) over the n image tokens, mean over everything else.
 
     Args:
-        student, teacher: raw logits of layers, heads and query rows; −∞ where a token is masked, in both alike. No
-            gradient reaches the teacher.
+        student, teacher: raw logits of layers, heads and query rows; −∞ where a token is masked. No gradient reaches
+            the teacher. A token that the student alone masks makes the loss infinite.
 
-    Raises ValueError for shapes or masks that differ, a row without any token, and a temperature that is not positive.
+    Raises ValueError for shapes that differ, a row without any token, and a temperature that is not positive.
     """
     if student.shape != teacher.shape or student.ndim not in (4, 5):
         raise ValueError(
@@ -188,8 +188,8 @@ def attention_distillation_loss(
         raise ValueError(f"temperature={temperature}: must be positive")
     teacher = teacher.detach()
     masked = teacher.isneginf()
-    if not torch.equal(masked, student.isneginf()) or bool(masked.all(-1).any()):
-        raise ValueError("student and teacher must be −inf at the same tokens, and every row needs one that is not")
+    if bool((masked.all(-1) | student.isneginf().all(-1)).any()):
+        raise ValueError("student or teacher is −inf at every token of a row; each row needs one that is not")
     log_p, log_q = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
     gap = (log_p - log_q).masked_fill(masked, 0)
     return (log_p.exp() * gap).sum(-1).mean()

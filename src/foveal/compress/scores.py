@@ -27,6 +27,8 @@ def instruction_attention(
     Each group of h / hkv query heads shares one key head. ``mask`` is True where a row may look; None: everywhere.
     Raises ValueError when h is no multiple of hkv.
     """
+    wide = torch.promote_types(query.dtype, torch.float32)  # half precision may overflow in the product
+    query, key = query.to(wide), key.to(wide)
     total = torch.zeros(key.shape[1], device=key.device)
     for first in range(0, query.shape[1], ROWS):
         part = slice(first, first + ROWS)

@@ -54,7 +54,7 @@ def matching_gradcam(
             the gradient of the match score by them.
         token_mask: 1 for tokens, 0 for padding. The first and the last token ([CLS], [SEP]) are no words.
 
-    Raises ValueError for shapes that do not fit and a text without a word.
+    Raises ValueError for shapes that do not fit, a text without a word, and what is not finite.
     """
     if attention.ndim != 4 or attention.shape != gradient.shape:
         raise ValueError(
@@ -69,6 +69,8 @@ def matching_gradcam(
         )
     words = (token_mask > 0) & (counted > 1) & (counted < counted[:, -1:])
     maps = (attention * gradient.clamp(min=0)).mean(1) * words[..., None]
+    if not bool(maps.isfinite().all()):
+        raise ValueError("attention or gradient hold NaN or infinity: run the matcher in float32")
     return maps.sum(1) / words.sum(-1, keepdim=True)
 
 
@@ -87,7 +89,9 @@ def smooth_map(
     height, width = (int(side) for side in size)
     if min(height, width) < 1 or not 0 <= sigma_ratio < math.inf:
         raise ValueError(f"size={(height, width)}, sigma_ratio={sigma_ratio}: needs pixels, and a ratio of at least 0")
-    large = F.interpolate(_spread(cam.double())[None, None], (height, width), mode="bicubic", align_corners=False)
+    large = F.interpolate(
+        _spread(cam.detach().double())[None, None], (height, width), mode="bicubic", align_corners=False
+    )
     sigma = sigma_ratio * max(height, width)
     blurred = gaussian_filter(large[0, 0].cpu().numpy(), sigma, mode="reflect", truncate=4.0)
     return _spread(torch.from_numpy(blurred)).to(cam.device, torch.promote_types(cam.dtype, torch.float32))
@@ -107,6 +111,7 @@ def keep_ratio(similarity: float) -> float:
     Args:
         similarity: cosine of image and question, not their match probability.
     """
+    similarity = float(similarity)
     if math.isnan(similarity):
         raise ValueError("similarity is NaN: check the matcher's features")
     return max(0.0, min(1 - similarity / 2, 1 - 1e-5))
@@ -116,8 +121,8 @@ def adaptive_mask(saliency: Float[Tensor, "h w"], ratio: float) -> Bool[Tensor, 
     """The ⌊HW · ``ratio``⌋ + 1 most salient pixels, more where values are equal. ValueError unless 0 ≤ ratio < 1."""
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio={ratio}: must be in [0, 1); see keep_ratio")
-    if saliency.ndim != 2 or saliency.numel() == 0:
-        raise ValueError(f"saliency {tuple(saliency.shape)} must be a map (H, W)")
+    if saliency.ndim != 2 or saliency.numel() == 0 or bool(saliency.isnan().any()):
+        raise ValueError(f"saliency {tuple(saliency.shape)} must be a map (H, W) without NaN")
     falling = saliency.flatten().sort(descending=True).values
     return saliency >= falling[int(saliency.numel() * ratio)]
 
@@ -184,10 +189,10 @@ class BlipMatcher:
             with torch.no_grad():
                 image = self.model.vision_model(pixel_values=pixel_values).last_hidden_state
                 words = self.model.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-                sides = (self.model.vision_proj(image[:, 0]), self.model.text_proj(words[:, 0]))
-                similarity = F.cosine_similarity(*(side.float() for side in sides))
+                seen, said = self.model.vision_proj(image[:, 0]), self.model.text_proj(words[:, 0])
+                similarity = F.cosine_similarity(_widened(seen), _widened(said))
             attention, gradient = self._explained(image, ids, mask)
-        cam = matching_gradcam(attention[..., 1:].float(), gradient[..., 1:].float(), mask)
+        cam = matching_gradcam(_widened(attention[..., 1:]), _widened(gradient[..., 1:]), mask)
         patch = self.model.config.vision_config.patch_size
         return cam.unflatten(-1, (pixel_values.shape[-2] // patch, -1)), similarity
 
@@ -209,6 +214,11 @@ class BlipMatcher:
             match = self.model.itm_head(words[:, 0])[:, 1]
             (gradient,) = torch.autograd.grad(match.sum(), caught)
         return caught[0].detach(), gradient
+
+
+def _widened(x: Tensor) -> Tensor:
+    """float32 or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @contextmanager

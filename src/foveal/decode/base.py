@@ -47,7 +47,8 @@ def plausible_contrast(
     if not 0 < beta <= 1:
         raise ValueError(f"beta={beta}: must be in (0, 1]; it is a share of the largest probability")
     implausible = logits < logits.amax(-1, keepdim=True) + math.log(beta)
-    mixed = (w_main * logits + w_other * other).masked_fill(implausible, -math.inf)
+    mixed = w_main * logits if w_other == 0 else w_main * logits + w_other * other
+    mixed = mixed.masked_fill(implausible, -math.inf)
     if not bool((mixed < math.inf).all()):  # NaN fails this too
         raise ValueError("logits or other hold NaN or infinity: run the model in bfloat16 or float32, not in float16")
     return mixed
@@ -89,7 +90,8 @@ class ContrastBranch:
 
         The first call starts it: whatever ``input_ids`` are, they are the prompt of the main pass, and the branch has
         its own. Later calls continue with the tokens behind that prompt. Rows may have been reordered (beams) or cut
-        (assisted decoding) in between. Another prompt, or the prompt alone, starts again.
+        (assisted decoding) in between. The prompt alone, or another one that is no longer than the last call, starts
+        again.
 
         Raises ValueError unless R is a multiple of B: each prompt has R/B rows that follow each other.
         """

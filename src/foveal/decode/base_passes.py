@@ -100,7 +100,7 @@ class Passes:
     def _hear(self, rows: Rows | None, ids: Int[Tensor, "r t"]) -> Rows:
         prompt, known = self._prompt, self._ids
         goes_on = known is not None and len(ids) == len(known) and ids.shape[1] > prompt
-        if not goes_on or not torch.equal(ids[:, :prompt], known[:, :prompt]):
+        if not goes_on or not (ids.shape[1] > known.shape[1] or torch.equal(ids[:, :prompt], known[:, :prompt])):
             return self._start(ids)
         old, new = known[:, prompt:], ids[:, prompt:]
         if rows is None:

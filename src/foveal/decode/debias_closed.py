@@ -63,6 +63,8 @@ def label_probs(
         if len(ids) == 0 or not all(0 <= token < logits.shape[1] for token in ids):
             raise ValueError(f"label_ids[{label}]={list(ids)}: needs ids in [0, {logits.shape[1]}), at least one")
     p = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    if bool(p.isnan().any()):
+        raise ValueError("logits hold NaN, infinity or a row of −inf: run the model in bfloat16 or float32")
     forms = [p[:, list(ids)] for ids in label_ids]
     return torch.stack([form.amax(-1) if aggregate == "max" else form.sum(-1) for form in forms], -1)
 
@@ -78,7 +80,7 @@ def calibration_affine(
 
     Raises ValueError for negative probabilities, a sum of 0 and an unknown mode.
     """
-    prior = _prior(p_free, eps, ndim=1)
+    prior = _prior(p_free, eps, 1, mode)
     if _is_diagonal(mode):
         return torch.diag(1 / prior), torch.zeros_like(prior)
     return torch.eye(len(prior), dtype=prior.dtype, device=prior.device), -prior
@@ -101,7 +103,7 @@ def post_hoc_debias(
     p, p_free = _shares(p, "p", ndim=2), torch.as_tensor(p_free)
     if p_free.shape not in (p.shape, p.shape[1:]):
         raise ValueError(f"p_free {tuple(p_free.shape)} must be (K,) or (B, K) for p {tuple(p.shape)}")
-    prior = _prior(p_free, eps, ndim=p_free.ndim).to(p)
+    prior = _prior(p_free, eps, p_free.ndim, mode).to(p)
     if _is_diagonal(mode):  # every row has its own W = diag(1/prior)
         q = p / prior
         return q / q.sum(-1, keepdim=True)
@@ -133,7 +135,7 @@ class PostHocDebias(TransformerMixin, BaseEstimator):
         _is_diagonal(self.mode)
         sets[0] = validate_data(self, sets[0], dtype=np.float64)
         mean = _added(sets).mean(0)
-        _prior(mean, self.eps, ndim=1)  # what cannot be a prior is found here, not when it is used
+        _prior(mean, self.eps, 1, self.mode)  # what cannot be a prior is found here, not when it is used
         self.p_free_: Float[np.ndarray, " k"] = (mean / mean.sum()).numpy()
         return self
 
@@ -179,10 +181,13 @@ def _array(p: Any) -> Any:
     return p.detach().cpu().double().numpy() if isinstance(p, Tensor) else p  # NumPy knows no bfloat16
 
 
-def _prior(p_free: Tensor, eps: float, ndim: int) -> Tensor:
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps={eps}: must be positive, or a label that never appears divides by 0")
-    return _shares(p_free, "p_free", ndim) + eps
+def _prior(p_free: Tensor, eps: float, ndim: int, mode: Mode) -> Tensor:
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps={eps}: must be finite and at least 0")
+    prior = _shares(p_free, "p_free", ndim) + eps
+    if _is_diagonal(mode) and not bool((prior > 0).all()):
+        raise ValueError(f"eps={eps}: must be positive, since a label of p_free never appears and would divide by 0")
+    return prior
 
 
 def _is_diagonal(mode: str) -> bool:
