@@ -6,12 +6,12 @@ process of its own, in which prefills with and without the method take turns and
 programs can only slow one down. So the first row, the model against itself, shows what the machine adds to a ratio.
 
 "choosing" is the part of a method's prefill in which it ranks, merges or pools tokens, also as a share of the
-unmodified prefill; FoPru's, in the vision tower, is small here as the tower is. "limit" is the speed-up that the
-FLOPs allow, the method's own ranking included, and attention counted as its causal kernel computes it: half of all
-pairs of tokens. "of it" is the measured share of the limit. "smaller picture" is the unmodified model on a picture of a
-quarter of the tokens: what this machine makes of that allowance when nothing has to be chosen. One short prompt fills
-its matrix products badly (on two cores 150 rows were multiplied at 88 % of the speed of 600), a loss of no method's
-making, which a batch does not have.
+unmodified prefill; FoPru's, in the vision tower, is small here as the tower is. "limit" is the speed-up that the FLOPs
+allow, the method's own ranking included, and attention counted as its causal kernel computes it: half of all pairs of
+tokens ("GFLOPs" is torch's own count for the prefill, of all pairs). "of it" is the measured share of the limit.
+"smaller picture" is the unmodified model on a picture of a quarter of the tokens: what this machine makes of that
+allowance when nothing has to be chosen. One short prompt fills its matrix products badly (on two cores 150 rows were
+multiplied at 88 % of the speed of 600), a loss of no method's making, which a batch does not have.
 """
 
 import argparse
@@ -123,6 +123,8 @@ def measure(name: str, tokens: int, batch: int) -> dict[str, float]:
         prefill, selection = min(reduced)
         with attached():
             first, generation = (generated(model, inputs, length) for length in (1, ANSWER_TOKENS))
+        with attached(), Meter(flops=True) as counted:
+            model(**inputs, logits_to_keep=1)
     lengths = [inputs["input_ids"].shape[1]] * LAYERS
     found = {
         "unmodified prefill": min(unmodified),
@@ -131,6 +133,7 @@ def measure(name: str, tokens: int, batch: int) -> dict[str, float]:
         "token": (generation - first) / (ANSWER_TOKENS - 1),
         "generation": generation,
         "MiB": meter.peak_memory_bytes / 2**20,
+        "GFLOPs": counted.flops / 1e9,
     }
     ranking = 0.0
     if reducer is not None:
@@ -242,6 +245,7 @@ def main() -> None:
     headers = (
         "method",
         "kept",
+        "GFLOPs",
         "prefill s",
         "choosing s",
         "choosing of prefill %",
@@ -260,7 +264,7 @@ def main() -> None:
         seconds = [f"{row[key]:.3f}" for key in ("prefill", "selection", "token", "generation")]
         seconds.insert(2, f"{100 * row['share']:.2f}")
         speed = [f"{row['speed-up']:.2f}×", f"{row['limit']:.2f}×", f"{row['speed-up'] / row['limit']:.0%}"]
-        table.add_row(row["name"], kept, *seconds, f"{row['MiB']:.0f}", *speed)
+        table.add_row(row["name"], kept, f"{row['GFLOPs']:,.0f}", *seconds, f"{row['MiB']:.0f}", *speed)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if options.chart:
         draw(found, options.chart, title)

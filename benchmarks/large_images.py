@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 FORMATS = ("png", "tif")
 
@@ -78,6 +79,21 @@ def measure(way: str, path: Path, small: Path, tiles: int) -> dict[str, float]:
     return {"tiles": encoded, "MB": peak() - before, "seconds": time.perf_counter() - started}
 
 
+def cells(row: dict[str, Any]) -> list[str]:
+    """As they are printed."""
+    windows, whole = row["windows"], row["whole"]
+    return [
+        row["picture"],
+        f"{row['file MB']:,.0f}",
+        f"{row['pixels MB']:,.0f}",
+        f"{windows['tiles']}",
+        f"{windows['MB']:,.0f}",
+        f"{windows['seconds']:.1f}",
+        f"{whole['MB']:,.0f}",
+        f"{whole['seconds']:.1f}",
+    ]
+
+
 def main() -> None:
     from rich.console import Console
     from rich.table import Table
@@ -85,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="2048,4096,8192,16384", help="pixels a side")
     parser.add_argument("--tiles", type=int, default=8, help="of a level after the first, at most")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -94,6 +111,7 @@ def main() -> None:
     table = Table(title=f"at most {options.tiles} tiles of a level after the first; MB above a picture of 256 pixels")
     for header in ("picture", "file MB", "pixels MB", "tiles", "windows MB", "seconds", "whole MB", "seconds "):
         table.add_column(header, justify="left" if header == "picture" else "right")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in FORMATS:
             small = Path(folder) / f"small.{kind}"
@@ -106,17 +124,12 @@ def main() -> None:
                     json.loads(subprocess.run([*command, way, path, small], capture_output=True, check=True).stdout)
                     for way in ("windows", "whole")
                 )
-                table.add_row(
-                    f"{size:,} × {size:,} {kind}",
-                    f"{path.stat().st_size / 1e6:,.0f}",
-                    f"{3 * size**2 / 1e6:,.0f}",
-                    f"{windows['tiles']}",
-                    f"{windows['MB']:,.0f}",
-                    f"{windows['seconds']:.1f}",
-                    f"{decoded['MB']:,.0f}",
-                    f"{decoded['seconds']:.1f}",
-                )
+                sizes = {"file MB": path.stat().st_size / 1e6, "pixels MB": 3 * size**2 / 1e6}
+                rows.append({"picture": f"{size:,} × {size:,} {kind}", **sizes, "windows": windows, "whole": decoded})
+                table.add_row(*cells(rows[-1]))
     Console().print(table)
+    if options.out:
+        options.out.write_text(json.dumps({"tiles": options.tiles, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

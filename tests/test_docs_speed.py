@@ -1,4 +1,4 @@
-"""The speeds that docs/compress.md prints are those of the files that the benchmark wrote."""
+"""The figures that docs/compress.md prints are those of the files that the benchmarks wrote."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,9 @@ FILES = ("speed-576.json", "speed-2880.json")
 
 def test_table_of_speeds():
     records = [json.loads((DOCS / "compress" / name).read_text()) for name in FILES]
+    wholes = [record["rows"][0] for record in records]
     lines = [
-        f"| {both[0]['name']} | " + " | ".join(_cells(row) for row in both) + " |"
+        f"| {both[0]['name']} | " + " | ".join(map(_cells, both, wholes)) + " |"
         for both in zip(*(record["rows"] for record in records), strict=True)
         if both[0]["name"] != "unmodified"
     ]
@@ -18,6 +19,20 @@ def test_table_of_speeds():
     assert "\n".join(lines) in (DOCS / "compress.md").read_text()
 
 
-def _cells(row):
+def _cells(row, whole):
     speed = row["speed-up"]
-    return f"{speed:.2f}× | {100 * speed / row['limit']:.0f} % | {100 * row['share']:.2f} %"
+    shares = row["GFLOPs"] / whole["GFLOPs"], speed / row["limit"]
+    return f"{100 * shares[0]:.0f} % | {speed:.2f}× | {100 * shares[1]:.0f} % | {100 * row['share']:.2f} %"
+
+
+def test_table_of_large_images():
+    rows = json.loads((DOCS / "compress" / "large-images.json").read_text())["rows"]
+    lines = [f"| {' | '.join(_large(row))} |" for row in rows]
+    assert len(lines) == 4
+    assert "\n".join(lines) in (DOCS / "compress.md").read_text()
+
+
+def _large(row):
+    sizes = [f"{row[name]:,.0f}" for name in ("file MB", "pixels MB")]
+    ways = [[f"{row[way]['MB']:,.0f}", f"{row[way]['seconds']:.1f}"] for way in ("windows", "whole")]
+    return [row["picture"], *sizes, str(row["windows"]["tiles"]), *ways[0], *ways[1]]

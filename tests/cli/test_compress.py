@@ -365,6 +365,7 @@ def test_the_pages_examples_run(block, llava, place):
     adapter = open_model(llava).model
     compress.save((1, 1, 0.5, 0.5, 0.25, 0.25), "schedule.json")
     picture = Image.open("pictures/0.png").convert("RGB")
+    picture.save("scene.tif")
     names = {"model": adapter.model, "processor": adapter.processor, "picture": picture}
     prompt = "USER: <image>\nIs it red? ASSISTANT:"
     names["inputs"] = inputs = adapter.processor(text=prompt, images=picture, return_tensors="pt")

@@ -1,17 +1,15 @@
-"""Prompts prepared once, on which strategies of keeping rates are measured by the first token of the answer."""
+"""Prompts prepared once, on which ways of dropping tokens are measured by the first token of the answer."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from foveal.compress.base import LayerInput
-from foveal.compress.gsearch import kendall_tau, strategy_cost
+from foveal.compress.gsearch import strategy_cost
 from foveal.compress.gsearch_keep import LayerwiseKeep
-from foveal.compress.pyramiddrop import instruction_attention
 from foveal.compress.runtime import PrefillReducer
 from foveal.evaluate.base import Item, Setting
 from foveal.lab import Run
@@ -32,16 +30,18 @@ class Prompts:
     beginnings: list[list[set[int]]]
 
     @torch.no_grad()
-    def right(self, rates: Sequence[float] | None) -> float:
-        """Percentage of prompts answered rightly under keeping rates, or by the unmodified host."""
-        reducer = None if rates is None else LayerwiseKeep(rates).attach(self.nano.model)
-        try:
+    def by_kind(self, how: Sequence[float] | PrefillReducer | None) -> dict[str, float]:
+        """Percentage of each kind answered rightly, under keeping rates, by a reducer, or by the unmodified host."""
+        reducer = how if how is None or isinstance(how, PrefillReducer) else LayerwiseKeep(how)
+        with nullcontext() if reducer is None else reducer.attached(self.nano.model):
             said = [self.nano.model(**batch, logits_to_keep=1).logits[:, -1].argmax(-1) for batch in self.batches]
-        finally:
-            if reducer:
-                reducer.detach()
         pairs = [(int(token), begin) for row, own in zip(said, self.beginnings) for token, begin in zip(row, own)]
-        return 100 * sum(token in begin for token, begin in pairs) / len(pairs)
+        marks = torch.tensor([token in begin for token, begin in pairs], dtype=torch.float64).view(len(KINDS), -1)
+        return dict(zip(KINDS, (100 * marks.mean(1)).tolist(), strict=True))
+
+    def right(self, how: Sequence[float] | PrefillReducer | None) -> float:
+        """Mean of `by_kind`."""
+        return fmean(self.by_kind(how).values())
 
 
 def prompts(run: Run, first_seed: int, each: int) -> Prompts:
@@ -70,31 +70,3 @@ def _beginnings(nano: Nano, item: Item) -> set[int]:
     answers = item.truth.get("accepted") or [item.truth["answer"]]
     ids = nano.processor.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False).input_ids
     return {row[0] for row in ids}
-
-
-class _Rankings(PrefillReducer):
-    """Drops nothing; notes what the last token of every prompt attends to, layer by layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scores: list[list[Tensor]] = []
-
-    def select(self, step: LayerInput) -> None:
-        found = []
-        for sample in range(len(step.n_image)):
-            places, is_image = step.sample(sample)
-            query, key = step.queries_and_keys(sample, torch.tensor([len(places) - 1]))
-            found.append(instruction_attention(query, key)[is_image])
-        self.scores.append(found)
-
-
-@torch.no_grad()
-def agreement(asked: Prompts) -> dict[str, float]:
-    """Kendall's τ of the rankings of neighbouring layers: of layers 0 and 1, and mean over the later pairs."""
-    with _Rankings().attached(asked.nano.model) as rankings:
-        asked.nano.model(**asked.batches[0], logits_to_keep=1)
-    taus = [
-        sum(kendall_tau(a, b) for a, b in zip(upper, lower, strict=True)) / len(upper)
-        for upper, lower in pairwise(rankings.scores)
-    ]
-    return {"tau of layers 0 and 1": taus[0], "tau of later layers": sum(taus[1:]) / len(taus[1:])}
