@@ -76,7 +76,8 @@ MATRICES = {
         "decoder",
         "greedy",
         {},
-        "Greedy computes one pass for each token, vdd three, all others two; agla also asks its matcher once a prompt.",
+        "Greedy computes one pass for each token, vdd and beam3 three, all others two; agla also asks its matcher once "
+        "a prompt.",
         ("CHAIR_i",),
     ),
 }
