@@ -32,8 +32,12 @@ def _magnitude(value: float) -> int:
 
 def interval(row: Mapping[str, Any]) -> str:
     """``+3.2 [+1.1, +5.3]``, or the difference alone when one seed gives no interval."""
-    difference = f"{row['difference']:+.3g}"
-    return f"{difference} [{row['interval'][0]:+.3g}, {row['interval'][1]:+.3g}]" if row["interval"] else difference
+    if not row["interval"]:
+        return f"{row['difference']:+.3g}"
+    numbers = [row["difference"], *row["interval"]]
+    least = 1e-9 * max(map(abs, numbers))  # below it nothing is left but rounding
+    difference, low, high = (f"{value if abs(value) > least else 0.0:+.3g}" for value in numbers)
+    return f"{difference} [{low}, {high}]"
 
 
 def claim_text(row: Mapping[str, Any]) -> str:
