@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from foveal.compress import anatomy
 from foveal.compress.base import LayerInput, Tokens, keep_count, visual_flops
+from foveal.compress.fopru import FoPru
 from foveal.compress.masks import causal_mask
 from foveal.compress.pyramiddrop import PyramidDrop
 from foveal.compress.runtime import PrefillReducer
@@ -310,6 +311,22 @@ def test_outputs_keep_their_form():
         base = model.model(inputs["input_ids"], inputs["pixel_values"])  # by place, without the head
         assert base.last_hidden_state.shape[1] == 25
     assert cache_of(kept).get_seq_length() == 25
+
+
+def test_a_row_of_padding_alone_does_not_matter():
+    """As batches have that were filled up to a size."""
+    model = LLAVA.model()
+    inputs = join(LLAVA, *LLAVA.singles(model)[:2])
+    ids = inputs["input_ids"]
+    filled = {
+        "input_ids": torch.cat([ids, torch.zeros_like(ids[:1])]),
+        "attention_mask": torch.cat([inputs["attention_mask"], torch.zeros_like(ids[:1])]),
+        "pixel_values": inputs["pixel_values"],
+    }
+    for reducer in (PyramidDrop((2,), (0.5,)), FoPru(0.5)):
+        with torch.no_grad(), reducer.attached(model):
+            want, got = model(**inputs).logits, model(**filled).logits
+        torch.testing.assert_close(got[:2], want)
 
 
 def test_a_padded_batch_loses_common_padding_at_the_first_drop():

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -29,6 +31,17 @@ def language_model(sliding=False):
         if sliding:
             return MistralForCausalLM(MistralConfig(**TEXT, sliding_window=4)).eval()
         return LlamaForCausalLM(LlamaConfig(**TEXT)).eval()
+
+
+def instruct_blip():
+    narrow = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = InstructBlipConfig(
+        vision_config={**narrow, "image_size": 16, "patch_size": 8},
+        qformer_config={**narrow, "vocab_size": 9, "encoder_hidden_size": 16},
+        text_config={"model_type": "llama", **TEXT},
+        num_query_tokens=2,
+    )
+    return InstructBlipForConditionalGeneration(config).eval()
 
 
 def said(*rows):
@@ -234,6 +247,8 @@ def test_bad_companions():
         ContrastBranch(
             T5ForConditionalGeneration(T5Config(**{**TEXT, "d_model": 32, "d_ff": 32})), {"input_ids": PROMPT}
         )
+    with pytest.raises(ValueError, match="without pixel_values, qformer_input_ids"):
+        ContrastBranch(instruct_blip(), {"input_ids": PROMPT})
     sliding = language_model(sliding=True)
     unlike = [ContrastBranch(sliding, {"input_ids": PROMPT})]
     unlike += [ContrastBranch(sliding, {"input_ids": PROMPT, "token_type_ids": None, "position_bias": PROMPT})]

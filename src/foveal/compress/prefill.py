@@ -143,12 +143,12 @@ def _survivors(tokens: Tokens, keep: Keep) -> Choice | None:
             stays[sample, places] = True
     if torch.equal(stays, tokens.valid):
         return None
-    counts = stays.sum(1)
+    counts, filled = stays.sum(1), tokens.valid.any(1)  # a row of padding alone may stay one
     length = int(counts.max())
-    if int(counts.min()) == 0:
+    if bool(((counts == 0) & filled).any()):
         raise ValueError("a prompt of image tokens alone would lose all of them; add text to it or keep more tokens")
     slots = torch.arange(length, device=stays.device)
-    if bool(tokens.valid[:, -1].all()):  # padded on the left, or not at all
+    if bool((tokens.valid[:, -1] | ~filled).all()):  # padded on the left, or not at all
         index, valid = stays.int().sort(stable=True, dim=1).indices[:, -length:], slots >= length - counts[:, None]
     else:
         index, valid = (~stays).int().sort(stable=True, dim=1).indices[:, :length], slots < counts[:, None]
@@ -166,5 +166,5 @@ def _take(x: Tensor, index: Int[Tensor, "b k"], dim: int) -> Tensor:
 def _last(positions: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"]) -> Int[Tensor, " b"]:
     """Position of each sample's last valid token."""
     places = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-    last = places.masked_fill(~valid, -1).amax(1, keepdim=True)
+    last = places.masked_fill(~valid, 0).amax(1, keepdim=True)
     return positions.expand_as(valid).gather(1, last)[:, 0]

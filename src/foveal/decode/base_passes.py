@@ -1,5 +1,6 @@
 """The forward passes behind branches: all their rows in one cache that follows ``generate``."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ class Prefill:
         """Checked inputs; those that are None are left out. ValueError for what is not a left-padded prefill."""
         if getattr(model.config, "is_encoder_decoder", False):
             raise ValueError(f"model is a {type(model).__name__}: an encoder-decoder model has no prompt to exchange")
+        if wanted := _required(model):
+            raise ValueError(f"model is a {type(model).__name__}: no branch goes on without {wanted}")
         inputs = {name: _moved(value, model.device) for name, value in inputs.items() if value is not None}
         if owned := OWNED & set(inputs):
             raise ValueError(f"inputs has {', '.join(sorted(owned))}: leave it out, the branch sees to it itself")
@@ -180,3 +183,9 @@ def _moved(value: Any, device: torch.device) -> Any:
 def _pad_front(x: Tensor, length: int) -> Tensor:
     """(B, T, …) with zeros in front of T."""
     return torch.cat([x.new_zeros(len(x), length - x.shape[1], *x.shape[2:]), x], 1)
+
+
+def _required(model: Any) -> str:
+    """Arguments without which the model cannot go on, such as the pictures of a model with a Q-Former."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return ", ".join(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
