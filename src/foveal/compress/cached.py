@@ -77,7 +77,7 @@ def note_end(cache: Any, tokens: int) -> None:
     setattr(cache, END, tokens)
 
 
-def check_whole(cache: Any, new: int, has_pictures: bool) -> None:
+def warn_of_pieces(cache: Any, new: int, has_pictures: bool) -> None:
     """Warn when ``new`` tokens bring images to a prompt that began in an earlier forward pass: they all stay.
 
     Images of a later turn of a chat may come: single tokens, the answer, have followed the prompt by then. Several

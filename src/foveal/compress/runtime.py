@@ -19,7 +19,7 @@ from foveal.compress.anatomy import Anatomy, find
 from foveal.compress.base import LayerInput
 from foveal.compress.base import keep_count as keep_count
 from foveal.compress.base import visual_flops as visual_flops
-from foveal.compress.cached import Continuation, cache_in, check_whole, forget, note_end, recall, remember
+from foveal.compress.cached import Continuation, cache_in, forget, note_end, recall, remember, warn_of_pieces
 from foveal.compress.prefill import Keep, Prefill
 from foveal.compress.report import Report, Run
 
@@ -212,7 +212,7 @@ class PrefillReducer:
         self._pass = None
         if _cached_length(kwargs):
             tokens = ids if ids is not None else kwargs["inputs_embeds"]
-            check_whole(cache, tokens.shape[1], _has_pictures(kwargs))
+            warn_of_pieces(cache, tokens.shape[1], _has_pictures(kwargs))
             if recall(cache) is not None:
                 self._pass = Continuation(anatomy, cache, kwargs, *tokens.shape[:2])
             return

@@ -64,7 +64,7 @@ def cls_attention(
     q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query[:, :1], key))
     scores = (q @ k.transpose(-1, -2)) * (width // heads) ** -0.5
     p = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    return check_ranked(p[:, :, 0, 1:].mean(1))
+    return _ranked(p[:, :, 0, 1:].mean(1))
 
 
 def outlier_indices(cls_attn: Float[Tensor, "b n"], k: int) -> Int[Tensor, "b k"]:
@@ -73,10 +73,10 @@ def outlier_indices(cls_attn: Float[Tensor, "b n"], k: int) -> Int[Tensor, "b k"
         raise ValueError(
             f"k={k}: must be between 1 and the number of image tokens, N of (B, N) = {tuple(cls_attn.shape)}"
         )
-    return check_ranked(cls_attn).topk(k, sorted=True).indices
+    return _ranked(cls_attn).topk(k, sorted=True).indices
 
 
-def check_ranked(cls_attn: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+def _ranked(cls_attn: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
     """What is given, or ValueError for NaN, which has no rank."""
     if bool(cls_attn.isnan().any()):
         raise ValueError("attention of the CLS token is NaN: run the vision tower in bfloat16 or float32")

@@ -78,7 +78,7 @@ def calibration_affine(
         p_free: image-free probabilities of the labels, of any positive sum.
         eps: added to the normalised probabilities, for labels that never appear.
 
-    Raises ValueError for negative probabilities, a sum of 0 and an unknown mode.
+    Raises ValueError for negative probabilities, a sum of 0, an unknown mode, and where a prior of 0 would divide.
     """
     prior = _prior(p_free, eps, 1, mode)
     if _is_diagonal(mode):

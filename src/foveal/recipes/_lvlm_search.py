@@ -1,6 +1,6 @@
 """Prompts prepared once, on which ways of dropping tokens are measured by the first token of the answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean
@@ -18,7 +18,6 @@ from foveal.recipes._lvlm_worlds import items_of
 from foveal.zoo.nano import Nano
 
 KINDS = ("existence", "colour", "count", "object")
-Evaluate = Callable[[Sequence[float]], float]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""What ways of dropping tokens are compared with, at a mean keeping rate; the tokens keep their position numbers."""
+"""What nano-llava's strategies of keeping rates are compared with, at the same mean rate."""
 
 import math
 
 from foveal.compress.baselines import AveragePool, FastV, RandomDrop
 from foveal.compress.runtime import PrefillReducer
+
+GRID = 12
+"""Image tokens a side."""
 
 
 def fastv(layers: int, budget: float) -> PrefillReducer:
@@ -11,10 +14,10 @@ def fastv(layers: int, budget: float) -> PrefillReducer:
 
 
 def randomdrop(budget: float) -> PrefillReducer:
-    """Before the first layer."""
+    """Before the first layer; what stays keeps its position numbers, as under the strategies."""
     return RandomDrop((0,), (budget,), positions="original")
 
 
-def averagepool(budget: float, side: int = 12) -> PrefillReducer:
-    """Before the first layer, to the square grid that comes closest."""
-    return AveragePool(round(side * math.sqrt(budget)))
+def averagepool(budget: float) -> PrefillReducer:
+    """Before the first layer, to the square grid that comes closest; means are numbered anew."""
+    return AveragePool(round(GRID * math.sqrt(budget)))

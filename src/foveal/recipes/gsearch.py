@@ -7,7 +7,8 @@ lose half a point on the calibration questions; *once* spends the same FLOPs on 
 At budgets of 50 and 40 % (mean rate; layers 0 and 1 keep all): *sigmoid* searches P-Sigmoid with nine measurements,
 *random* takes the best of nine falling strategies drawn by chance, *step* drops once at layer 2 by the ranking of all
 arms so far, *ramp* falls evenly and is not searched. Peer: *fastv*, once at layer 2 by its own ranking. Before the
-decoder: *randomdrop* leaves chance the tokens, *averagepool* takes means (its grid of 8 × 8 is 44 % at both budgets).
+decoder: *randomdrop* leaves chance the tokens, *averagepool* takes means (its grid of 8 × 8 is 44 % at both budgets),
+which get new position numbers, a loss of its own on this host.
 
 ``tau``: how alike neighbouring layers rank the image tokens, on which the method rests. The host loses so little at
 these budgets that no strategy has much to win over another.
