@@ -79,6 +79,10 @@ def test_noise_is_that_of_the_picture(nano):
     almost = PairCollator(nano.processor, noise_step=0)(pairs())
     assert (almost["pixel_values_noisy"] - almost["pixel_values"]).abs().max() < 0.2
     assert "pixel_values_noisy" not in PairCollator(nano.processor)(pairs())
+    flipped = [Pair(pair.picture[:, ::-1], pair.prompt, pair.chosen, pair.rejected) for pair in pairs()]
+    assert PairCollator(nano.processor, noise_step=500)(flipped)["pixel_values_noisy"].shape == (2, 3, 96, 96)
+    with pytest.raises(ValueError, match="noise_step=1000"):
+        PairCollator(nano.processor, noise_step=1000)
 
 
 def test_other_processors_are_refused(nano):
@@ -86,6 +90,13 @@ def test_other_processors_are_refused(nano):
     processor.chat_template = None
     with pytest.raises(ValueError, match="chat template"):
         PairCollator(processor)
+
+
+def test_a_mark_in_a_text_is_named(nano):
+    picture = pairs()[0].picture
+    for place, row in (("prompt", ("What is it?\n<image>", "a dog")), ("answer", ("What is it?", "<image>"))):
+        with pytest.raises(ValueError, match=f"{place}=.* holds <image>"):
+            PairCollator(nano.processor).answers([(picture, *row)])
 
 
 def objectives(policy):

@@ -108,6 +108,31 @@ def test_peft_adapters_need_no_second_model(case):
         case.build(ToyLVLM(), None)
 
 
+def test_a_reference_that_would_move_is_refused(case):
+    peft = pytest.importorskip("peft")
+    base = ToyLVLM(0)
+    with pytest.raises(ValueError, match=r"reference: tokens is trained"):
+        case.build(base, copy.copy(base))
+    assert base.tokens.requires_grad
+    base.last = torch.nn.Linear(4, 4)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["last"]))
+    adapted.base_model.model.picture.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"reference: .*picture is trained.*modules_to_save"):
+        case.build(adapted, None)
+
+
+def test_resting_parts_of_a_peft_policy_rest_after_the_reference_has_run(case):
+    peft = pytest.importorskip("peft")
+    base = ToyLVLM(0)
+    base.last = torch.nn.Linear(4, 4)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["last"]))
+    objective = case.build(adapted, None).train()
+    base.dropout.eval()  # as `fit` leaves parts without trainable weights
+    modes = {name: module.training for name, module in objective.named_modules()}
+    objective(noised(case, batch()))
+    assert {name: module.training for name, module in objective.named_modules()} == modes
+
+
 def test_bad_batches_are_named(case):
     objective, found = case.build(ToyLVLM(0), ToyLVLM(1)), noised(case, batch())
     for name in ("pixel_values", "chosen_labels", "rejected_attention_mask"):

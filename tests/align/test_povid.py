@@ -149,6 +149,39 @@ def test_triggered_answer_of_a_perfect_model_is_the_answer():
     assert (triggered_labels(logits, labels.clone().index_fill_(1, torch.tensor([0]), 2))[:, 0] == -100).all()
 
 
+def test_only_the_gold_token_gives_way_to_the_runner_up():
+    labels = torch.tensor([[-100, 5, 0, 2]])
+    tied = torch.zeros(1, 4, 6)
+    assert triggered_labels(tied, labels).tolist() == [[-100, 0, 0, 0]]
+    assert triggered_labels(tied, labels, avoid_gold=True).tolist() == [[-100, 0, 1, 0]]
+    logits = torch.randn(4, 50, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gold = torch.randint(300, (4, 50), generator=torch.Generator().manual_seed(1))
+    plain, avoiding = triggered_labels(logits, gold), triggered_labels(logits, gold, avoid_gold=True)
+    assert torch.equal((plain != avoiding)[:, 1:], (plain == gold)[:, 1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("step", [0, 20, 500])
+def test_noise_in_half_precision(dtype, step):
+    rng = torch.Generator().manual_seed(0)
+    images, noise = torch.rand(2, 3, 8, 8, generator=rng), torch.randn(2, 3, 8, 8, generator=rng)
+    found = add_diffusion_noise(images.to(dtype), step, noise=noise.to(dtype))
+    assert found.dtype == dtype
+    close(found, add_diffusion_noise(images, step, noise=noise), atol=0.02, rtol=0.01)
+    assert ((found - images.to(dtype)).abs() > 0).any()
+
+
+def test_labels_of_any_kind():
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[-100, -100, 3, 2, 0], [-100, 1, 6, -100, -100]])
+    close(response_logps(logits, labels.int()), response_logps(logits, labels))
+    ours = labels.where(labels != -100, -1)
+    close(response_logps(logits, ours, average=True, ignore_index=-1), response_logps(logits, labels, average=True))
+    for stray in (7, -1):
+        with pytest.raises(ValueError, match=f"labels reach from .*{stray}"):
+            response_logps(logits, labels.where(labels != 6, stray))
+
+
 @pytest.mark.parametrize("combine", ["joint", "split"])
 def test_nothing_learned_yet_is_log_2(combine):
     policy = scores()[:3]
@@ -187,6 +220,7 @@ def test_reference_free():
     free = dpo_loss(policy[0], policy[1], policy[3], policy[4], reference_free=True)
     zero = torch.zeros(5)
     close(free, dpo_loss(policy[0], policy[1], zero, zero))
+    close(free, dpo_loss(policy[0], policy[1], None, None, reference_free=True))
 
 
 @pytest.mark.parametrize(
@@ -301,6 +335,16 @@ def test_given_noisy_pictures_are_taken():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_noisy_pictures_that_tell_nothing_are_named():
+    objective, found = POVIDObjective(ToyLVLM(0), ToyLVLM(1)), batch()
+    blind = found["pixel_values"].clone()
+    blind[2] = float("nan")
+    with pytest.raises(ValueError, match=r"policy_noise\[2\]=nan"):
+        objective(found | {"pixel_values_noisy": blind})
+    with pytest.raises(ValueError, match=r"pixel_values_noisy \(1, 3, 4, 4\)"):
+        objective(found | {"pixel_values_noisy": blind[:1]})
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -358,7 +402,7 @@ def test_a_record_has_the_released_form():
 
 def test_preferences_go_to_a_file_and_back(tmp_path):
     records = [preference_record(str(i), "ü.jpg", "What?", f"ein Hund {i} 🐕", "eine Katze") for i in range(3)]
-    write_preferences(tmp_path / "new" / "p.json", records)
+    write_preferences(tmp_path / "new" / "p.json", (record for record in records))
     assert read_preferences(tmp_path / "new" / "p.json") == records
     assert isinstance(json.loads((tmp_path / "new" / "p.json").read_text(encoding="utf-8")), list)
     with pytest.raises(ValueError, match="record 2"):
@@ -430,7 +474,9 @@ def test_any_reply_is_survived(reply):
 
 def test_bad_samples_are_named():
     with pytest.raises(ValueError, match=r"samples\[1\] lacks answer"):
-        inject_hallucinations([sample(0), {"id": "1", "image": "a", "instruction": "b"}], ScriptedLM(lambda _: "c"))
+        inject_hallucinations([sample(0), {"id": "1", "image": "a", "instruction": "b"}], ScriptedLM([]))
+    with pytest.raises(ValueError, match=r"samples\[1\] .* empty answer"):
+        inject_hallucinations([sample(0), sample(1) | {"answer": " "}], ScriptedLM([]))  # before any call is paid for
     with pytest.raises(ValueError, match="kinds="):
         inject_hallucinations([sample(0)], ScriptedLM(["a"]), kinds=())
     with pytest.raises(ValueError, match="max_retries=-1"):

@@ -115,6 +115,15 @@ def test_jitter_that_changes_nothing():
     assert (color_jitter(image, 1.0, 1 / 3) - image[[2, 0, 1]]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_pictures_of_other_precisions(dtype):
+    image = picture().to(dtype)
+    assert torch.equal(color_jitter(image, 1.0, 0.0), image) or dtype == torch.float64
+    for spoil in (low_resolution, lambda x: color_jitter(x, 1.2, 0.3)):
+        assert spoil(image).dtype == dtype
+        assert (spoil(image) - spoil(image.float())).abs().max() < 0.01
+
+
 def test_low_resolution_keeps_aspect_and_colour():
     for height, width, expected in ((48, 64, (20, 26)), (64, 48, (26, 20)), (40, 40, (20, 20)), (97, 301, (20, 62))):
         image = picture(height, width)
@@ -127,7 +136,7 @@ def test_low_resolution_keeps_aspect_and_colour():
 
 def test_bad_pictures_and_ranges_are_named():
     image = picture()
-    for bad in (image[:1], image[None], (255 * image).byte()):
+    for bad in (image[:1], image[None], (255 * image).byte(), image[:, :0]):
         for act in (low_resolution, lambda x: color_jitter(x, 1, 0), lambda x: corrupt_image(x, generator())):
             with pytest.raises(ValueError, match="give RGB"):
                 act(bad)
@@ -136,9 +145,10 @@ def test_bad_pictures_and_ranges_are_named():
             color_jitter(image, *arguments)
     with pytest.raises(ValueError, match="size=0"):
         low_resolution(image, 0)
-    for options in ({"p_low_resolution": 1.1}, {"brightness": 1.5}, {"hue": 0.7}):
-        with pytest.raises(ValueError, match=next(iter(options))):
-            corrupt_image(image, generator(), **options)
+    for options in ({"p_low_resolution": 1.1}, {"brightness": 1.5}, {"hue": 0.7}, {"size": 0}):
+        for seed in range(4):  # whatever the dice say
+            with pytest.raises(ValueError, match=next(iter(options))):
+                corrupt_image(image, generator(seed), **options)
 
 
 def test_corruptions_are_a_fair_coin_and_follow_the_generator():
@@ -209,6 +219,11 @@ def test_the_kind_of_pair_can_be_chosen():
         assert build_preference_pair(picture(), Scribe(), generator(), **options).source == source
     with pytest.raises(ValueError, match="p_bad_prompt=2"):
         build_preference_pair(picture(), Scribe(), generator(), p_bad_prompt=2)
+    for seed in range(4):  # whatever the dice say
+        with pytest.raises(ValueError, match="p_low_resolution=7"):
+            build_preference_pair(picture(), Scribe(), generator(seed), p_low_resolution=7)
+        with pytest.raises(ValueError, match="give RGB"):
+            build_preference_pair(picture()[:1], Scribe(), generator(seed))
 
 
 def test_descriptions_go_in_front_of_the_first_question():

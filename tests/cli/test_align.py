@@ -134,8 +134,15 @@ def test_stic_with_questions(llava, capsys, place, monkeypatch):
         return [f"{text} {len(prompt)}" for text, (_, prompt) in zip(texts, requests, strict=True)]
 
     monkeypatch.setattr(VisionLanguage, "answer", answer)
-    turns = [{"from": "human", "value": "<image>\nIs it red?"}, {"from": "gpt", "value": "yes"}]
-    lines = [{"id": n, "image": f"{n}.png", "conversations": turns} for n in range(3)]
+    asked = ("<image>\nIs it red?", "Is it red?\n<image>", "Is it red?")  # all found in LLaVA's files
+    lines = [
+        {
+            "id": n,
+            "image": f"{n}.png",
+            "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "yes"}],
+        }
+        for n, text in enumerate(asked)
+    ]
     (place / "questions.json").write_text(json.dumps(lines))
     report = json.loads(stic(capsys, llava, "--questions", "questions.json", "--json"))
     records = read_preferences(place / "out" / "preferences.json")

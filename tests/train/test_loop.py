@@ -112,6 +112,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, named):
         run(**{"steps": 10, "out": tmp_path, **change})
 
 
+def test_a_launch_in_another_precision_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run(steps=5, out=tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(ValueError, match="mixed_precision='no'.*'bf16'"):
+        run(steps=10, out=tmp_path)
+
+
 def test_a_checkpoint_of_another_model_or_damaged_is_refused_and_changes_nothing(tmp_path):
     run(steps=5, out=tmp_path)
     other = nn.Sequential(nn.Linear(4, 1))
@@ -119,6 +127,8 @@ def test_a_checkpoint_of_another_model_or_damaged_is_refused_and_changes_nothing
     with pytest.raises(CheckpointError, match=r"does not fit model=Sequential at 3\.bias"):
         run(net=other, out=tmp_path)
     assert weights(other) == before
+    with pytest.raises(CheckpointError, match="does not fit model=Sequential"):
+        run(net=model().double(), out=tmp_path)
     file = tmp_path / "step-00000005" / "training.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"training\.safetensors"):

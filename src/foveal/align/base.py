@@ -36,13 +36,16 @@ def response_logps(
 ) -> Float[Tensor, " b"]:
     """Log-probability (nats, float32) of each row's response: its sum over tokens, or under ``average`` their mean.
 
-    ValueError: shapes that do not fit, or an average over a row without a response.
+    ValueError: shapes that do not fit, a label outside the vocabulary, or an average over a row without a response.
     """
     _check_logits(logits, labels)
     targets = labels[:, 1:]
     asked = targets != ignore_index
+    _check_tokens(targets[asked], logits.shape[-1], ignore_index)
     # only where something is asked: in float32 the logits of a long prompt would not fit
-    found = -F.cross_entropy(logits[:, :-1][asked].float(), targets[asked], reduction="none")
+    found = -F.cross_entropy(
+        logits[:, :-1][asked].float(), targets[asked].long(), reduction="none", ignore_index=ignore_index
+    )
     sums = torch.zeros(targets.shape, device=logits.device).masked_scatter(asked, found).sum(1)
     if not average:
         return sums
@@ -69,12 +72,15 @@ def triggered_labels(
     """
     _check_logits(noisy_logits, labels)
     targets = labels[:, 1:]
-    first = noisy_logits[:, :-1].argmax(-1)
+    asked = targets != ignore_index
+    scores = noisy_logits[:, :-1][asked]
+    first, gold = scores.argmax(-1), targets[asked]
     if avoid_gold:
-        second = noisy_logits[:, :-1].topk(2, dim=-1).indices
-        first = torch.where(second[..., 0] == targets, second[..., 1], second[..., 0])
+        wrong = first == gold
+        others = scores[wrong]
+        first[wrong] = others.scatter(1, gold[wrong, None].long(), -torch.inf).argmax(-1)
     found = torch.full_like(labels, ignore_index)
-    found[:, 1:] = torch.where(targets != ignore_index, first, ignore_index)
+    found[:, 1:].masked_scatter_(asked, first.to(labels.dtype))
     return found
 
 
@@ -87,10 +93,12 @@ def dpo_loss(
     beta: float = 0.1,
     reference_free: bool = False,
 ) -> Float[Tensor, " b"]:
-    """DPO's loss of each pair from sums of log-probabilities; ``reference_free`` takes a uniform reference."""
-    check_rows(
-        policy_chosen=policy_chosen, policy_rejected=policy_rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected
-    )
+    """DPO's loss of each pair from sums of log-probabilities.
+
+    ``reference_free`` takes a uniform reference, whatever ``ref_chosen`` and ``ref_rejected`` are.
+    """
+    policy = {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected}
+    check_rows(**policy, **({} if reference_free else {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected}))
     check_weights(beta=beta)
     margin = policy_chosen - policy_rejected
     if not reference_free:
@@ -136,6 +144,9 @@ class PreferenceObjective(nn.Module):
         policy: called as ``policy(pixel_values=, input_ids=, attention_mask=).logits``.
         reference: the model before training: another module, which is frozen; the policy itself, of which a frozen
             copy is made; or None for a policy with adapters of peft, which are switched off for it.
+
+    Raises:
+        ValueError: the reference would move with the policy, since what is trained is part of it.
     """
 
     def __init__(self, policy: nn.Module, reference: nn.Module | None) -> None:
@@ -144,6 +155,7 @@ class PreferenceObjective(nn.Module):
             raise ValueError(f"reference=None needs a policy with peft's adapters, not a {type(policy).__name__}")
         if reference is policy:
             reference = copy.deepcopy(policy)
+        _check_apart(policy, reference)
         self.policy, self.reference = policy, reference
         if reference is not None:
             reference.requires_grad_(False).eval()
@@ -169,13 +181,34 @@ class PreferenceObjective(nn.Module):
 
 @contextmanager
 def _without_adapter(policy: Any) -> Iterator[None]:
-    training = policy.training
+    modes = {module: module.training for module in policy.modules()}  # parts that rest are not to wake up afterwards
     policy.eval()
     try:
         with policy.disable_adapter():
             yield
     finally:
-        policy.train(training)
+        for module, training in modes.items():
+            module.training = training
+
+
+def _check_apart(policy: Any, reference: nn.Module | None) -> None:
+    learned = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    if reference is not None:
+        fixed = {id(parameter) for parameter in reference.parameters()}
+        shared = [name for name, parameter in learned.items() if id(parameter) in fixed]
+        remedy = "give a copy of the model before training (or the policy itself, to be copied; or None with peft)"
+    elif hasattr(policy, "peft_config"):
+        adapters = ("modules_to_save", "prompt_encoder", *(tuner.prefix for tuner in _tuners(policy)))
+        shared = [name for name in learned if not any(adapter in name for adapter in adapters)]
+        remedy = "name its module in peft's modules_to_save, or give a copy of the model before training"
+    else:
+        return
+    if shared:
+        raise ValueError(f"reference: {shared[0]} is trained and would move the reference too; {remedy}")
+
+
+def _tuners(policy: Any) -> list[Any]:
+    return [module for module in policy.modules() if hasattr(module, "prefix") and hasattr(module, "peft_config")]
 
 
 def check_batch(batch: Batch) -> None:
@@ -205,6 +238,14 @@ def _logits(model: nn.Module, batch: Batch, side: str, pixels: Tensor | None) ->
             "must be aligned, with every image token written out in the ids as transformers' processors do"
         )
     return logits
+
+
+def _check_tokens(tokens: Tensor, vocabulary: int, ignore_index: int) -> None:
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+        raise ValueError(
+            f"labels reach from {int(tokens.min())} to {int(tokens.max())}: give tokens below {vocabulary}, and "
+            f"ignore_index={ignore_index} where nothing is asked"
+        )
 
 
 def _check_logits(logits: Tensor, labels: Tensor) -> None:

@@ -49,6 +49,7 @@ def add_diffusion_noise(
         noise = torch.randn(images.shape, generator=generator, dtype=images.dtype, device=device).to(images.device)
     if noise.shape != images.shape:
         raise ValueError(f"noise {tuple(noise.shape)} must have the shape of images {tuple(images.shape)}")
-    alpha_bar = alpha_bar_schedule(num_steps)[step].to(images)
-    noisy = alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * noise
+    whole = torch.promote_types(images.dtype, torch.float32)  # 1 − ᾱ of an early step is nothing in half precision
+    alpha_bar = alpha_bar_schedule(num_steps)[step].to(whole)
+    noisy = alpha_bar.sqrt().to(images) * images + (1 - alpha_bar).sqrt().to(images) * noise
     return noisy.clamp(0, 1) if clamp else noisy

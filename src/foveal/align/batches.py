@@ -1,4 +1,4 @@
-"""Preference pairs as the batches that the objectives take, for any LVLM of transformers with its processor."""
+"""Preference pairs as the batches that the objectives take, for the LLaVA family of transformers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from foveal.align.base import IGNORE, SIDES, TILED
-from foveal.align.base_noise import add_diffusion_noise
+from foveal.align.base_noise import STEPS, add_diffusion_noise
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
@@ -46,6 +46,8 @@ class PairCollator:
     ) -> None:
         if not getattr(processor, "chat_template", None) or processor.tokenizer.eos_token is None:
             raise ValueError(f"processor={type(processor).__name__} needs a chat template, and a tokenizer with an end")
+        if noise_step is not None and not 0 <= noise_step < STEPS:
+            raise ValueError(f"noise_step={noise_step}: must lie in [0, {STEPS})")
         self.processor, self.max_length, self.noise_step, self.seed = processor, max_length, noise_step, seed
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -88,8 +90,13 @@ class PairCollator:
     def written(self, prompt: str, answer: str) -> tuple[str, str]:
         """The prompt, and prompt and answer with its end, as the chat template writes them.
 
-        ValueError: the template writes a prompt differently when an answer follows it.
+        ValueError: one of them holds the mark of a picture, or the template writes a prompt differently when an answer
+        follows it.
         """
+        mark = getattr(self.processor, "image_token", "<image>")
+        for name, text in (("prompt", prompt), ("answer", answer)):
+            if mark in text:
+                raise ValueError(f"{name}={text!r} holds {mark}: leave it out, the chat template writes it")
         user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
         assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         fill, end = self.processor.apply_chat_template, self.processor.tokenizer.eos_token
@@ -121,7 +128,7 @@ class PairCollator:
         entropy = np.frombuffer(picture.tobytes(), np.uint8)[:: max(1, picture.size // 512)]
         words = np.random.SeedSequence([self.seed, *entropy.tolist()]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-        noisy = add_diffusion_noise(torch.from_numpy(picture) / 255, step, generator=generator, clamp=True)
+        noisy = add_diffusion_noise(torch.from_numpy(picture.copy()) / 255, step, generator=generator, clamp=True)
         return (255 * noisy).round().byte().numpy()
 
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foveal.align.base import Batch, PreferenceObjective, check_batch, check_rows, check_weights, choose
+from foveal.align.base import IGNORE, Batch, PreferenceObjective, check_batch, check_rows, check_weights, choose
 from foveal.align.base import dpo_loss as dpo_loss
 from foveal.align.base import response_logps as response_logps
 from foveal.align.base import triggered_labels as triggered_labels
@@ -174,6 +174,9 @@ class POVIDObjective(PreferenceObjective):
         noisy = batch.get("pixel_values_noisy")
         if noisy is None:
             noisy = add_diffusion_noise(batch["pixel_values"], self.noise_step, generator=generator)
+        elif noisy.shape != batch["pixel_values"].shape:
+            shapes = tuple(noisy.shape), tuple(batch["pixel_values"].shape)
+            raise ValueError(f"batch: pixel_values_noisy {shapes[0]} must have the shape of pixel_values {shapes[1]}")
         on_noisy, own = self.score_noise_on == "noisy", self.noise_tokens == "own"
         with torch.set_grad_enabled(on_noisy and torch.is_grad_enabled()):
             policy_noisy = self.policy_logits(batch, "chosen", noisy)
@@ -183,7 +186,9 @@ class POVIDObjective(PreferenceObjective):
         if own and reference_noisy is not None:
             theirs = triggered_labels(reference_noisy, labels, avoid_gold=self.avoid_gold)
         judged = reference_noisy if on_noisy and reference_noisy is not None else reference_clean
+        blind = ~(policy_noisy[:, :-1].isfinite().all(-1) | (labels[:, 1:] == IGNORE)).all(1)
         return [
-            response_logps(policy_noisy if on_noisy else policy_clean, tokens),
+            # an argmax would hide that there is nothing to choose from
+            response_logps(policy_noisy if on_noisy else policy_clean, tokens).masked_fill(blind, torch.nan),
             response_logps(judged, theirs),
         ]

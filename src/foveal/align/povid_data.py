@@ -1,7 +1,7 @@
 """POVID's preference data: records in the released format, and errors that a language model writes into answers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,12 @@ def read_preferences(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_preferences(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
+def write_preferences(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON list, whole or not at all. ValueError: a record has another form."""
+    records = list(records)
     for number, record in enumerate(records, 1):
         _check_record(record, f"record {number}")
-    content = json.dumps(list(records), indent=1, ensure_ascii=False) + "\n"
+    content = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
     write_atomically(Path(path), content.encode())
 
 
@@ -110,10 +111,13 @@ def inject_hallucinations(
     """
     if not kinds or max_retries < 0:
         raise ValueError(f"kinds={kinds!r}, max_retries={max_retries}: give at least one kind, and 0 retries or more")
-    found = []
-    for number, sample in enumerate(samples):
+    for number, sample in enumerate(samples):  # all of them before the first call is paid for
         if missing := [name for name in ("id", "image", "instruction", "answer") if name not in sample]:
             raise ValueError(f"samples[{number}] lacks {', '.join(missing)}; it has {', '.join(sample)}")
+        if not sample["answer"].strip():
+            raise ValueError(f"samples[{number}] ({sample['id']!r}) has an empty answer: nothing can be rewritten")
+    found = []
+    for number, sample in enumerate(samples):
         messages = hallucination_messages(sample["instruction"], sample["answer"], kinds[number % len(kinds)])
         reply = _rewritten(messages, sample["answer"], lm, max_retries)
         if reply is not None:

@@ -35,6 +35,7 @@ from foveal.align.base import (
     response_logps,
     triggered_labels,
 )
+from foveal.align.stic_pictures import check_rgb
 from foveal.align.stic_pictures import color_jitter as color_jitter
 from foveal.align.stic_pictures import corrupt_image as corrupt_image
 from foveal.align.stic_pictures import low_resolution as low_resolution
@@ -107,7 +108,9 @@ def build_preference_pair(
     Raises:
         ValueError: no RGB picture, or a probability outside [0, 1].
     """
+    check_rgb(image)
     _check_probability("p_bad_prompt", p_bad_prompt)
+    _check_probability("p_low_resolution", p_low_resolution)
     prompt = DESCRIPTION_PROMPTS[_draw(len(DESCRIPTION_PROMPTS), generator)]
     if float(torch.rand((), generator=generator)) < p_bad_prompt:
         bad = BAD_PROMPTS[_draw(len(BAD_PROMPTS), generator)]

@@ -15,13 +15,13 @@ def low_resolution(image: Float[Tensor, "3 h w"], size: int = 20) -> Float[Tenso
 
     ValueError: no RGB picture, or a size below 1.
     """
-    _check_rgb(image)
-    if size < 1:
-        raise ValueError(f"size={size}: must be at least 1 pixel")
+    check_rgb(image)
+    _check_size(size)
     height, width = image.shape[1:]
     long = int(size * max(height, width) / min(height, width))
     shape = (size, long) if height <= width else (long, size)
-    return F.interpolate(image[None], shape, mode="bilinear", antialias=True, align_corners=False)[0]
+    whole = image if image.dtype == torch.float64 else image.float()  # torch has no antialiasing in half precision
+    return F.interpolate(whole[None], shape, mode="bilinear", antialias=True, align_corners=False)[0].to(image)
 
 
 def color_jitter(image: Float[Tensor, "3 h w"], brightness: float, hue: float) -> Float[Tensor, "3 h w"]:
@@ -35,12 +35,13 @@ def color_jitter(image: Float[Tensor, "3 h w"], brightness: float, hue: float) -
     Raises:
         ValueError: no RGB picture, or a value out of range.
     """
-    _check_rgb(image)
+    check_rgb(image)
     if not 0 <= brightness < float("inf"):
         raise ValueError(f"brightness={brightness}: must be a factor ≥ 0")
     if not -0.5 <= hue <= 0.5:
         raise ValueError(f"hue={hue}: must lie in [-0.5, 0.5]")
-    return _turned((image * brightness).clamp(0, 1), hue)
+    whole = image if image.dtype == torch.float64 else image.float()
+    return _turned((whole * brightness).clamp(0, 1), hue).to(image)
 
 
 def corrupt_image(
@@ -66,11 +67,12 @@ def corrupt_image(
     Raises:
         ValueError: no RGB picture, or a value out of range.
     """
-    _check_rgb(image)
+    check_rgb(image)
     ranges = {"p_low_resolution": (p_low_resolution, 1.0), "brightness": (brightness, 1.0), "hue": (hue, 0.5)}
     for name, (value, most) in ranges.items():
         if not 0 <= value <= most:
             raise ValueError(f"{name}={value}: must lie in [0, {most}]")
+    _check_size(size)
     if float(torch.rand((), generator=generator)) < p_low_resolution:
         return low_resolution(image, size), "low_resolution"
     light, turn = (2 * torch.rand(2, generator=generator) - 1).tolist()
@@ -98,6 +100,12 @@ def _fall(sixths: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
     return torch.minimum(sixths, 4 - sixths).clamp(0, 1)
 
 
-def _check_rgb(image: Tensor) -> None:
-    if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"size={size}: must be at least 1 pixel")
+
+
+def check_rgb(image: Tensor) -> None:
+    """ValueError unless it is an RGB picture of floats, with pixels."""
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel() or not image.is_floating_point():
         raise ValueError(f"image {tuple(image.shape)} of {image.dtype}: give RGB (3, H, W) as floats in [0, 1]")

@@ -176,5 +176,6 @@ def _infused(start: Any, policy: Any, asked: list[Any], tuning: Tuning, watch: W
     rows = []
     for name, record in asked:
         question, answer = infuse_description(record, told[name])["conversations"][:2]
-        rows.append((read_image(file_in(root, name)), question["value"].replace("<image>\n", "", 1), answer["value"]))
+        asked_text = question["value"].replace("<image>", "").strip()  # LLaVA's files have it in front or behind
+        rows.append((read_image(file_in(root, name)), asked_text, answer["value"]))
     return rows

@@ -8,7 +8,8 @@ from typing import Any
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = (None, "no", "bf16", "fp16")
 OPTIMIZERS = ("adamw", "muon")
-# These change speed, memory or what is kept, but not one number of the run: a resumed run may change them.
+# A resumed run may change these: all but the last two change speed, memory or what is kept, but not one number of the
+# run. Of functions a checkpoint cannot tell whether they are the same.
 FREE_TO_CHANGE = ("save_every", "keep", "workers", "progress", "collate", "after_step")
 
 

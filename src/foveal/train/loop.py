@@ -186,7 +186,12 @@ class _Run:
         objective = Objective(model, loss).to(accelerator.device)
         if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
             raise ValueError(f"loss={type(loss).__name__} has trainable parameters: make them part of the model")
-        self.fixed = {**config.fixed(), "seed": seed, "samples": len(data) if hasattr(data, "__len__") else None}
+        self.fixed = {
+            **config.fixed(),
+            "mixed_precision": accelerator.mixed_precision,  # the launch may have chosen it
+            "seed": seed,
+            "samples": len(data) if hasattr(data, "__len__") else None,
+        }
         training_mode(model)
         build = {"adamw": adamw, "muon": muon}[config.optimizer]
         optimizer = build(model, config.lr, config.betas, config.weight_decay)

@@ -1,6 +1,7 @@
 """What a checkpoint of `fit` holds, and whether a run may go on from it."""
 
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def restore_tensors(folder: Path, model: nn.Module, optimizer: Optimizer, groups
     weights, training = groups["model"], dict(groups["training"])
     losses = training.pop("losses", None)
     wrong = sorted(places.keys() ^ weights.keys())
-    wrong += [name for name in places.keys() & weights.keys() if places[name].shape != weights[name].shape]
+    form = operator.attrgetter("shape", "dtype")
+    wrong += [name for name in places.keys() & weights.keys() if form(places[name]) != form(weights[name])]
     wrong += [name for name in training if name.rpartition("/")[0] not in trainable]
     if wrong or losses is None:
         raise CheckpointError(
