@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from foveal import zoo
 from foveal.adapt import adaptclipzs as azs
+from foveal.adapt import adaptclipzs_tuner
+from foveal.adapt.adaptclipzs_tuner import class_probabilities
 from foveal.adapt.adaptclipzs_views import random_view
 from foveal.llm import ScriptedLM
 from foveal.nn.cosine import unit_rows
@@ -77,6 +79,13 @@ def test_distinct_classes_give_both_directions_of_clip_and_one_class_the_whole_r
     torch.testing.assert_close(alike.image_to_text, -scores.log_softmax(1).mean())
 
 
+def test_loss_of_two_precisions_and_of_a_list_of_classes():
+    image, text, ids = draw(3, 4), draw(3, 4, seed=1), torch.tensor([0, 0, 1])
+    found = azs.bag_contrastive_loss(image.float(), text, ids.tolist(), logit_scale=10.0).loss
+    same = azs.bag_contrastive_loss(image.float().double(), text, ids, logit_scale=10.0).loss
+    torch.testing.assert_close(found, same)
+
+
 def test_scale_and_tau_learn():
     scale, tau = torch.tensor(20.0, requires_grad=True), torch.nn.Parameter(torch.tensor([2.0]))
     ids = torch.tensor([0, 0, 1])
@@ -132,6 +141,14 @@ def test_texts_may_stand_anywhere_and_one_text_each_is_a_softmax():
     torch.testing.assert_close(probabilities(single).sum(1), torch.ones(4))
 
 
+def test_probabilities_of_two_precisions_and_of_a_list_of_classes():
+    case = golden("probs")
+    mixed = {"image_features": case["image_features"].double(), "class_index": case["class_index"].tolist()}
+    found = probabilities(case | mixed)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, case["expected"], atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("bad", "named"),
     [
@@ -165,6 +182,9 @@ def test_few_shots_are_the_first_in_list_order():
     assert found.dtype == torch.int64
     assert azs.few_shot_indices(labels).tolist() == list(range(7))
     assert azs.few_shot_indices([5] * 20).tolist() == list(range(16))
+    for empty in ([], labels[:0]):
+        with pytest.raises(ValueError, match=r"labels .*at least one"):
+            azs.few_shot_indices(empty)
     for bad in ({"shots": 0}, {"labels": torch.ones(3)}, {"labels": torch.ones(2, 2, dtype=torch.int64)}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             azs.few_shot_indices(**({"labels": labels} | bad))
@@ -323,6 +343,25 @@ def test_it_learns_the_classes_and_leaves_the_model_alone(tiny):
     assert set(tuner.predict(images, BAGS).tolist()) <= set(BAGS)
     assert tuner.tau_ != 2.0
     assert tuner.predict(images, {11: ["a blue one"]}).tolist() == [11] * len(images)  # classes need not be fit's
+    for none in ([], torch.zeros(0, 3, 32, 32)):
+        assert tuner.predict_proba(none, BAGS).shape == (0, 3)
+        assert tuner.predict(none, BAGS).dtype == torch.int64
+
+
+def test_many_pictures_and_captions_are_compared_in_parts(tiny, monkeypatch):
+    images, encoder = pictures()[0], DualEncoder(tiny.model, tiny.processor)
+    whole, seen = class_probabilities(encoder, images, BAGS), []
+    inner = adaptclipzs_tuner.description_probabilities
+    monkeypatch.setattr(
+        adaptclipzs_tuner,
+        "description_probabilities",
+        lambda rows, *rest, **more: (seen.append(len(rows)), inner(rows, *rest, **more))[1],
+    )
+    for most, parts in ((31, [5, 5, 2]), (1, [1] * 12)):  # six captions
+        monkeypatch.setattr(adaptclipzs_tuner, "MOST_SCORES", most)
+        torch.testing.assert_close(class_probabilities(encoder, images, BAGS), whole)
+        assert seen == parts
+        seen.clear()
 
 
 @pytest.mark.parametrize("freeze", [True, False])

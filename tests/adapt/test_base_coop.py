@@ -153,6 +153,16 @@ def test_average_similarity_is_the_mean_of_logits():
     assert torch.equal(pcb.average_similarity(logits, torch.arange(5), 5), logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_averages_add_up_in_float32(dtype):
+    logits, index = (100 + torch.randn(2, 2000, generator=generator())).to(dtype), torch.arange(2000) % 2
+    found = pcb.average_similarity(logits, index, 2)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, pcb.average_similarity(logits.float(), index, 2), rtol=0, atol=0)
+    rows = logits.T.contiguous()
+    assert torch.equal(pcb.average_embedding(rows, index, 2), pcb.average_embedding(rows.float(), index, 2))
+
+
 def test_average_embedding_averages_before_it_normalises():
     rows, index = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 0, 1])
     found = pcb.average_embedding(rows, index, 2)

@@ -102,7 +102,8 @@ def test_prompts():
 
 def test_parsing():
     text = "Sure! Here:\n - red comb\n* a beak \n\t• Red Comb\n1. two legs\n2) wings\n-\n- ---\n3 eggs\nso - no\n10.5"
-    assert parse_descriptors(text) == ["red comb", "a beak", "two legs", "wings", "5"]
+    assert parse_descriptors(text) == ["red comb", "a beak", "two legs", "wings", "---", "5"]
+    assert parse_descriptors("- ?\n-  \n- ?") == ["?"]
     assert parse_descriptors("") == []
 
 
@@ -167,6 +168,13 @@ def test_order_repetition_and_scale_mean_nothing(reduce):
         description_scores(scaled, lengths * texts, index, 3, reduce=reduce),
     ):
         torch.testing.assert_close(other, scores)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+def test_classes_may_be_a_list(reduce):
+    images, texts = random_images(), random_images(3)
+    scores = description_scores(images, texts, [2, 0, 1], 3, reduce=reduce)
+    assert torch.equal(scores, description_scores(images, texts, torch.tensor([2, 0, 1]), 3, reduce=reduce))
 
 
 def test_the_mean_is_not_normalised():

@@ -154,6 +154,8 @@ def test_later_meta_prompts_show_both_ends_in_the_given_order():
     places = [text.index(said) for said in ("40: b <", "50: a <", "1: d <", "3: c <")]
     assert places == sorted(places)
     assert FIRST not in text
+    first = {"initial": (FIRST, 31.9)}
+    assert build_meta_prompt("x", "y", 4, **first) == build_meta_prompt("x", "y", 0, **first)  # nothing to show yet
 
 
 def test_meta_prompts_that_cannot_be():
@@ -189,10 +191,25 @@ def test_accuracies_are_percent():
     assert glov.top1_accuracy(images, labels, torch.eye(2)) == 75.0
     answers = ["a cat", "the zoo", "cat", "zzz"]
     assert glov.caption_accuracy(answers, torch.tensor([0, 1, 1, 1]), ["cat", "zoo"], letters) == 75.0
-    with pytest.raises(ValueError, match="labels"):
-        glov.top1_accuracy(images, labels[:3], torch.eye(2))
+    for bad in (labels[:3], labels[:, None], labels[0]):
+        with pytest.raises(ValueError, match="labels"):
+            glov.top1_accuracy(images, bad, torch.eye(2))
+        with pytest.raises(ValueError, match="labels"):
+            glov.caption_accuracy(answers, bad, ["cat", "zoo"], letters)
     with pytest.raises(ValueError, match="labels"):
         glov.caption_accuracy([], labels[:0], ["cat"], letters)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", ["cat", "zoo", "a cat"])
+def test_features_that_are_not_finite_have_no_accuracy(side, bad):
+    def broken(texts):
+        return letters(texts).masked_fill(torch.tensor([[text == side] for text in texts]), bad)
+
+    with pytest.raises(ValueError, match="weights holds NaN"):
+        glov.top1_accuracy(torch.eye(2), torch.tensor([0, 1]), torch.tensor([[1.0, 0.0], [0.0, bad]]))
+    with pytest.raises(ValueError, match="embed gave NaN"):
+        glov.caption_accuracy(["a cat", "the zoo"], torch.tensor([0, 1]), ["cat", "zoo"], broken)
 
 
 # The search -----------------------------------------------------------------------------------------------------------
@@ -203,7 +220,7 @@ class Steerable(ScriptedLM):
 
     def __init__(self, replies):
         super().__init__(replies)
-        self.steered, self.now, self.asked = [], None, []
+        self.steered, self.now, self.asked, self.room = [], None, [], []
 
     @contextmanager
     def steer(self, positive, negative, *, alpha=1.0, layer=None):
@@ -214,6 +231,7 @@ class Steerable(ScriptedLM):
 
     def complete(self, messages, *, max_new_tokens=128, temperature=0.0, seed=None):
         self.asked.append((seed, temperature, self.now))
+        self.room.append(max_new_tokens)
         return super().complete(messages, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
 
 
@@ -262,6 +280,7 @@ def test_the_loop():
     assert [under for _, _, under in lm.asked] == [None] * 4 + [early] * 4 + [late] * 2
     assert [seed for seed, _, _ in lm.asked] == list(range(7, 17))
     assert {temperature for _, temperature, _ in lm.asked} == {1.0}
+    assert lm.room == [50] * 4 + [75] * 6  # as the release: a steered model may write more
 
 
 def test_what_the_language_model_sees():

@@ -46,8 +46,12 @@ def test_golden_accuracy():
     assert llm_bbo.template_accuracy(images, labels, texts) == expected
     scales = torch.tensor([1.0, 30.0, 0.01, 5.0])[:, None]
     assert llm_bbo.template_accuracy(images, labels, texts * scales) == expected
-    with pytest.raises(ValueError, match="labels"):
-        llm_bbo.template_accuracy(images, labels[:-1], texts)
+    for bad in (labels[:-1], labels[:, None], labels[0]):
+        with pytest.raises(ValueError, match="labels"):
+            llm_bbo.template_accuracy(images, bad, texts)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="text_features holds NaN"):
+            llm_bbo.template_accuracy(images, labels, texts.index_fill(0, torch.tensor([1]), bad))
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.data())
@@ -74,6 +78,8 @@ def test_ranks_that_would_overlap(k):
         ("- a {}\n- {} {name}", None),
         ("- a {} }", None),
         ("- {a}", None),
+        ("- a {{}}", None),
+        ("- {} {{}}", None),
         (" - a {}", None),
         ("-a {}", None),
         ("a {}", None),
@@ -88,6 +94,7 @@ def test_parses(reply, templates):
 def test_parses_another_placeholder():
     assert parse_templates("- a {name}", "{name}") == ["a {name}"]
     assert parse_templates("- a {}", "<category>") is None
+    assert parse_templates("- {<category>}", "<category>") is None
 
 
 PIECES = st.sampled_from(["- ", "{}", "{", "}", "\n", "\r", "\x85", "\u2028", "a", "{0}", "{x!r}"])

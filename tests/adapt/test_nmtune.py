@@ -127,6 +127,41 @@ def test_what_the_terms_ignore():
     assert float(dominant_singular_value_loss(z + 10)) < float(dominant_singular_value_loss(z))  # not centred
 
 
+@pytest.mark.parametrize("widths", [(1000.0, 0.01, 0.01, 0.01), (0.001, 1.0)])
+def test_covariance_survives_dimensions_of_different_width(widths):
+    """The squares of the variances, which it leaves out, are far larger than what it adds up."""
+    z = (normal(64, len(widths)) * torch.tensor(widths)).requires_grad_()
+    wide = z.detach().double().requires_grad_()
+    loss, expected = covariance_loss(z), covariance_loss(wide)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    torch.testing.assert_close(z.grad.double(), wide.grad, rtol=1e-3, atol=1e-5 * float(wide.grad.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(dtype):
+    f, z, logits, labels = normal(8, 5), normal(8, 5, seed=1), normal(8, 3, seed=2), torch.arange(8) % 3
+    f, z, logits = (part.to(dtype) for part in (f, z, logits))
+    half = z.clone().requires_grad_()
+    found = nmtune_loss(logits, labels, f, half)
+    found.loss.backward()
+    expected = nmtune_loss(logits.float(), labels, f.float(), z.float())
+    for part, wanted in zip(found, expected, strict=True):
+        assert part.dtype == torch.float32
+        close(part, wanted, 1e-6)
+    assert half.grad.dtype == dtype
+    assert bool(half.grad.isfinite().all())
+    close(consistency_loss(0 * f, 0 * z), 0.0, 0)  # rows without a direction
+    with torch.autocast("cpu", dtype):
+        close(covariance_loss(z), expected.covariance, 1e-6)
+
+
+def test_labels_of_any_whole_type():
+    z, logits, labels = normal(6, 4), normal(6, 3, seed=1), torch.arange(6) % 3
+    close(nmtune_loss(logits, labels.int(), z, z).loss, nmtune_loss(logits, labels, z, z).loss, 0)
+
+
 def test_the_first_term_may_compare_two_views():
     f1, f2, z1, z2 = (normal(4, 3, seed=seed) for seed in range(4))
     logits, labels = normal(8, 2), torch.arange(8) % 2
@@ -142,9 +177,12 @@ def test_the_first_term_may_compare_two_views():
         (lambda: consistency_loss(normal(1, 4), normal(1, 4)), "at least 2"),
         (lambda: covariance_loss(normal(1, 4)), "at least 2"),
         (lambda: covariance_loss(normal(4)), "mlp_features"),
+        (lambda: consistency_loss(torch.full((3, 4), torch.nan), normal(3, 4)), "^features holds NaN"),
+        (lambda: dominant_singular_value_loss(torch.zeros(3, 4)), "mlp_features are all zero"),
         (lambda: dominant_singular_value_loss(normal(3, 4), k=0), "k=0"),
         (lambda: dominant_singular_value_loss(normal(3, 4), k=4), "k=4"),
         (lambda: nmtune_loss(normal(3, 2), torch.zeros(4).long(), normal(3, 4), normal(3, 4)), "labels"),
+        (lambda: nmtune_loss(normal(3, 2), torch.zeros(3), normal(3, 4), normal(3, 4)), "labels torch.float32"),
         (lambda: nmtune_loss(normal(3, 2), torch.zeros(3).long(), normal(3, 5), normal(3, 4)), "features"),
         (
             lambda: nmtune_loss(normal(3, 2), torch.zeros(3).long(), normal(3, 4), normal(3, 4), weights=(1, 1)),
@@ -176,8 +214,11 @@ def test_state_dict_keys():
     mlp = NMTuneMLP(3, res_scale=0.5)
     close(mlp.scale, torch.full((1, 3), 0.5), 0)
     assert mlp.net[0].out_features == 12
-    with pytest.raises(ValueError, match="layers=0"):
-        NMTuneMLP(3, layers=0)
+    assert NMTuneMLP(5, ratio=1.5)(normal(2, 5)).shape == (2, 5)
+    assert NMTuneMLP(5, ratio=1.5).net[0].out_features == 7
+    for bad in ({"layers": 0}, {"ratio": 0.5}, {"ratio": torch.nan}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            NMTuneMLP(3, **bad)
 
 
 # Noise ----------------------------------------------------------------------------------------------------------------
@@ -349,7 +390,8 @@ def test_bad_data():
     for bad, message in (
         ((x, y[:-1]), "inconsistent"),
         ((x, y, x[:-1]), "features_second_view"),
-        ((torch.full_like(x, torch.nan), y), "NaN"),
+        ((torch.full_like(x, torch.nan), y), "^features holds NaN"),
+        ((x, y, torch.full_like(x, torch.inf)), "^features_second_view holds NaN"),
         ((x[:1], y[:1]), "minimum of 2"),
     ):
         with pytest.raises(ValueError, match=message):

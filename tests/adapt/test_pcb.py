@@ -313,6 +313,14 @@ def test_candidates_are_a_share_of_the_whole_set(monkeypatch):
     assert [n for n, _ in sizes] == [4, 4, 4]  # at least as many as are asked
 
 
+@pytest.mark.parametrize("method", pcb.METHODS)
+def test_a_share_of_nothing_or_of_more_than_there_is(method):
+    found = {gamma: run(method=method, gamma=gamma)[0].selected for gamma in (0, 0.05, 1.0, 1.5, torch.inf)}
+    assert all(map(torch.equal, found[0], found[0.05]))  # as many candidates as are asked
+    assert all(map(torch.equal, found[1.0], found[1.5]))
+    assert all(map(torch.equal, found[1.0], found[torch.inf]))
+
+
 @pytest.mark.parametrize("method", ["entropy", "coreset"])
 def test_the_latest_model_and_all_labels_say_what_is_wanted(method):
     result, _, _ = run(method=method, balance=False)
@@ -391,7 +399,8 @@ def test_arrays_and_lists_of_labels_do_as_well():
         ({"rounds": 0}, "rounds=0"),
         ({"n_query": 0}, "n_query=0"),
         ({"num_classes": 1}, "num_classes=1"),
-        ({"gamma": 0.0}, "gamma=0.0"),
+        ({"gamma": -0.1}, "gamma=-0.1"),
+        ({"gamma": torch.nan}, "gamma=nan"),
         ({"num_classes": 2}, "classes are 0 to 1"),
     ],
 )

@@ -159,8 +159,9 @@ def test_state_dict_keys_and_the_only_parameter():
     assert list(SVFitLinear(4, 5, 2, bias=False).state_dict()) == keys[:-1]
     assert list(SVFitLinear.from_linear(linear(bias=False)).state_dict()) == keys[:-1]
     assert [name for name, _ in SVFitLinear.from_linear(linear()).named_parameters()] == ["sigma"]
-    with pytest.raises(ValueError, match="rank=5"):
-        SVFitLinear(4, 5, 5)
+    for rank in (5, 2.0):
+        with pytest.raises(ValueError, match=f"rank={rank}"):
+            SVFitLinear(4, 5, rank)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -224,7 +225,32 @@ def test_half_precision_runs():
     base = linear().bfloat16()
     layer, x = SVFitLinear.from_linear(base), normal(2, 6).bfloat16()
     close(layer(x), base(x), 0.05)
+    assert layer(x).dtype == torch.bfloat16
     assert layer.merge().weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_steps_are_not_lost_in_16_bits(dtype):
+    """A large singular value plus a step of AdamW is, in 16 bits, the same number again."""
+    with torch.no_grad():
+        base = linear(bias=False)
+        base.weight *= 100
+        base = base.to(dtype)
+    layer, x = SVFitLinear.from_linear(base, rank=3), normal(2, 6).to(dtype)
+    assert {name: value.dtype for name, value in layer.state_dict().items()} == {
+        **dict.fromkeys(("u", "vh", "residual"), dtype),
+        "sigma": torch.float32,
+    }
+    assert torch.equal(layer.sigma, svd_split(base.weight, 3).sigma.float())
+    before = layer.sigma.detach().clone()
+    optimizer = torch.optim.AdamW([layer.sigma], lr=1e-3, weight_decay=0.0)
+    layer(x).float().mean().backward()
+    optimizer.step()
+    assert bool((layer.sigma != before).all())
+    again = nn.ModuleDict({"q_proj": base})
+    apply_svfit(again, rank=3)
+    load_svfit_state_dict(again, {"q_proj.sigma": layer.sigma.detach()})
+    assert torch.equal(again["q_proj"](x), layer(x))
 
 
 # Models ---------------------------------------------------------------------------------------------------------------

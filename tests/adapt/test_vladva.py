@@ -12,6 +12,7 @@ from decode import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 from foveal.adapt.vladva import (
     LoRALinear,
@@ -106,7 +107,12 @@ def test_contrastive_refuses(image, text, more):
         contrastive_loss(image, text, 10.0, **more)
 
 
-def test_contrastive_refuses_two_scales():
+def test_contrastive_takes_one_scale_in_any_shape():
+    image, text = torch.randn(4, 3, generator=rng(0)), torch.randn(4, 3, generator=rng(1))
+    for shape in ((), (1,), (1, 1, 1)):
+        assert torch.equal(
+            contrastive_loss(image, text, torch.full(shape, 9.0)), contrastive_loss(image, text, torch.tensor(9.0))
+        )
     with pytest.raises(ValueError, match="logit_scale"):
         contrastive_loss(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2))
 
@@ -125,6 +131,9 @@ def test_next_token_against_a_loop():
     mask = torch.rand(3, 6, generator=rng(1)) < 0.5
     wanted = [-logits[b, p - 1].log_softmax(0)[ids[b, p]] for b in range(3) for p in range(1, 6) if mask[b, p]]
     close(next_token_loss(logits, ids, mask), torch.stack(wanted).mean())
+    assert torch.equal(next_token_loss(logits, ids.int(), mask), next_token_loss(logits, ids, mask))
+    with pytest.raises(ValueError, match=r"input_ids \(3, 6\) of torch.float32"):
+        next_token_loss(logits, ids.float(), mask)
 
 
 def test_next_token_without_tokens_has_a_gradient():
@@ -147,8 +156,22 @@ def test_what_a_summary_is_like():
     assert shares.shape == (4,)
     assert bool((shares.diff() > 0).all())
     close(shares[-1], 1.0)
-    with pytest.raises(ValueError, match="all alike"):
-        cumulative_variance(torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("row", [torch.ones(2), torch.full((5,), 0.1), torch.randn(8, generator=rng()), torch.zeros(3)])
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_rows_that_are_all_alike_have_no_variance(row, rows):
+    """Also where their mean, rounded, is another number; and where the rows themselves differ by rounding."""
+    for emb in (row.repeat(rows, 1), row * (1 + torch.finfo(row.dtype).eps * (torch.arange(rows) % 2))[:, None]):
+        with pytest.raises(ValueError, match="all alike"):
+            cumulative_variance(emb)
+
+
+def test_a_narrow_direction_beside_a_constant_one_has_variance():
+    emb = torch.cat([torch.full((7, 1), 1e4), 1e-6 * torch.randn(7, 2, generator=rng())], 1)
+    assert bool(cumulative_variance(emb).isfinite().all())
+    with pytest.raises(ValueError, match="not finite"):
+        cumulative_variance(emb.index_fill(0, torch.tensor([3]), torch.nan))
 
 
 # Sequences ------------------------------------------------------------------------------------------------------------
@@ -270,6 +293,46 @@ def test_lora_of_a_half_precision_layer_stays_precise():
     assert layer.merge().weight.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_shows_weight_and_bias_to_models_that_read_them(dtype):
+    layer = LoRALinear(nn.Linear(5, 4).to(dtype), 2)
+    nn.init.normal_(layer.lora_B, generator=rng())
+    assert torch.equal(layer.weight, layer.merge().weight)
+    assert layer.weight.dtype == dtype
+    assert layer.bias is layer.base.bias
+    layer.lora_B.data *= 1e-6
+    with torch.autocast("cpu", torch.bfloat16):
+        close(layer.weight, layer.base.weight, 1e-5)  # of the base nothing is rounded away
+    layer.weight.square().sum().backward()  # trains as well
+    assert bool((layer.lora_B.grad != 0).all())
+    with lora_off(layer):
+        assert layer.weight is layer.base.weight
+    assert LoRALinear(nn.Linear(2, 2, bias=False)).bias is None
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_lora_in_an_encoder_of_torch_itself(gradients):
+    """In evaluation it reads weights instead of calling its layers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x = torch.randn(2, 3, 8, generator=rng())
+    assert add_lora(encoder, 2) == 2
+    for layer in (encoder.linear1, encoder.linear2):
+        nn.init.normal_(layer.lora_B, generator=rng())
+    called = encoder(x)
+    with torch.set_grad_enabled(gradients):
+        close(encoder.eval()(x), called)
+
+
+def test_lora_in_t5():
+    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    t5, ids = T5ForConditionalGeneration(config).eval(), torch.arange(2, 7)[None]
+    plain = t5(input_ids=ids, labels=ids).loss
+    assert add_lora(t5, 2) == 16
+    assert torch.equal(t5(input_ids=ids, labels=ids).loss, plain)
+
+
 def test_add_lora_to_a_decoder():
     lvlm = tiny.model.__wrapped__("llava")
     before = {name: value.clone() for name, value in lvlm.state_dict().items()}
@@ -304,6 +367,13 @@ def test_add_lora_spares_names_and_keeps_shared_layers_shared():
     assert net["one"] is net["two"][0]
     assert type(net["lm_head"]) is nn.Linear
     assert not net["lm_head"].weight.requires_grad
+    layer = nn.Linear(3, 3)
+    twice = nn.ModuleDict({"one": layer, "two": layer, "lm_head": layer, "none": None})
+    assert add_lora(twice, 2) == 1
+    assert twice["one"] is twice["two"] is not layer
+    assert twice["lm_head"] is layer
+    assert remove_lora(twice) == 1
+    assert twice["one"] is twice["two"] is layer
     with pytest.raises(ValueError, match="single"):
         add_lora(nn.Linear(2, 2))
 
@@ -412,6 +482,12 @@ def test_only_prompts_lora_and_scale_learn():
     assert adapted.lvlm.model.language_model.training
 
 
+def test_ids_of_any_whole_type():
+    adapted, inputs = model().eval(), batch()
+    small = {name: value.int() if name.endswith("ids") else value for name, value in inputs.items()}
+    assert torch.equal(adapted(**small).loss, adapted(**inputs).loss)
+
+
 def test_adapter_travels():
     trained, other = model(), model()
     with torch.no_grad():
@@ -431,6 +507,8 @@ def test_adapter_travels():
 def test_detaching_leaves_no_trace_and_merging_keeps_what_was_learned():
     lvlm = tiny.model.__wrapped__("llava")
     lvlm.model.vision_tower.requires_grad_(False)
+    lvlm.train().model.language_model.layers[0].eval()
+    modes = {name: module.training for name, module in lvlm.named_modules()}
     before = {name: value.clone() for name, value in lvlm.state_dict().items()}
     asked = {name: parameter.requires_grad for name, parameter in lvlm.named_parameters()}
     adapted = VladvaModel(lvlm, [7], [8], rank=2)
@@ -438,8 +516,9 @@ def test_detaching_leaves_no_trace_and_merging_keeps_what_was_learned():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.05)
-    embedded = adapted.embed_image(batch()["pixel_values"])
+    embedded = adapted.train().embed_image(batch()["pixel_values"])
     assert adapted.detach() is lvlm
+    assert modes == {name: module.training for name, module in lvlm.named_modules()}
     assert asked == {name: parameter.requires_grad for name, parameter in lvlm.named_parameters()}
     assert all(torch.equal(value, before[name]) for name, value in lvlm.state_dict().items())
     merged = model()

@@ -65,6 +65,19 @@ def test_finds_prompts_and_goes_on(method, folder, capsys):
     assert "other settings (seed)" in error
 
 
+def test_a_larger_budget_goes_on_even_from_less_than_a_step(folder, capsys):
+    sizes = ["glov", "--per-step", 3, "--model", "nano-clip", "--train", "few.csv", "--lm", "scripted:glov.json"]
+    replies = json.loads((folder / "glov.json").read_text()) * 2
+    found = {}
+    for budget, out, left in ((2, "raised", replies), (6, "raised", replies[2:]), (6, "at_once", replies)):
+        (folder / "glov.json").write_text(json.dumps(left))
+        code, text, _ = call(capsys, *sizes, "--budget", budget, "--out", out, "--json")
+        assert code == 0
+        found[out] = json.loads(text)
+        assert found[out]["language model"]["replies"] == budget
+    assert found["raised"] == found["at_once"]
+
+
 def test_rows_that_cannot_be_used_are_counted(folder, capsys):
     (folder / "broken.png").write_bytes(b"no picture")
     with (folder / "few.csv").open("a") as file:

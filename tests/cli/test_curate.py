@@ -52,6 +52,7 @@ def test_a_manifest(manifest, tmp_path, capsys):
         (["--manifest", "{}", "-o", "x.tar"], "ends in .jsonl"),
         (["--manifest", "{}", "-o", "x.jsonl", "--every", 2, "--fraction", 0.5], "exactly one"),
         (["--manifest", "{}", "-o", "x.jsonl", "--clusters", 21], "num_clusters=21"),
+        (["--manifest", "{}", "-o", "x.jsonl", "--clusters", 3, "--fraction", 0], "fraction=0.0"),
         (["--manifest", "nowhere.jsonl", "-o", "x.jsonl"], "nowhere.jsonl"),
         (["missing-{0..3}.tar", "-o", "x"], "not one of 4 files exists"),
     ],
@@ -66,14 +67,28 @@ def test_bad_input_is_one_line_and_code_2(arguments, message, manifest, capsys, 
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "line 2: not JSON"), ('{"codes": [1]}', 'line 2: needs "itm"'), ("[]", 'needs "codes"')],
+    [
+        ("{", "line 2: not JSON"),
+        ('{"codes": [1]}', 'line 2: needs "itm"'),
+        ("[]", 'needs "codes"'),
+        *(
+            (f'{{"codes": {codes}, "itm": 1, "caption": "a"}}', 'line 2: "codes"')
+            for codes in ("[]", '["a", 1]', "[null, 1]", "[true, 1]", "[1.5, 1]", "[-1, 1]", f"[{10**20}, 1]")
+        ),
+        *(
+            (f'{{"codes": [1, 2], "itm": 1, "caption": "a", "generated": {text}}}', 'line 2: "generated"')
+            for text in ("null", "3")
+        ),
+    ],
 )
 def test_a_bad_line_is_named(line, message, manifest, capsys, tmp_path):
     first, *_ = manifest.read_text().splitlines()
     manifest.write_text(f"{first}\n{line}\n")
-    code, _, error = run(capsys, "tldr", "--manifest", manifest, "-o", tmp_path / "out.jsonl", "--clusters", 1)
+    arguments = ["--manifest", manifest, "-o", tmp_path / "out.jsonl", "--clusters", 1, "--itm-fraction", 1]
+    code, _, error = run(capsys, "tldr", *arguments)
     assert code == 2
     assert message in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_shards(tmp_path, capsys):

@@ -45,6 +45,17 @@ def test_marginals():
     torch.testing.assert_close(plan.sum(1), torch.full((2, 4), 1 / 4), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("beta", [0.02, 1e-3, 1e-5])
+@pytest.mark.parametrize(("m", "n"), [(1, 6), (5, 4), (12, 36)])
+def test_marginals_with_a_small_beta(m, n, beta):
+    """Its logarithms are large, and so is their rounding; the second sample is padded."""
+    cost = 2 * problem(2, m + 1, n).float()
+    x_mask, y_mask = torch.arange(m + 1) < torch.tensor([[m + 1], [m]]), torch.ones(2, n, dtype=torch.bool)
+    plan = ipot(cost, x_mask, y_mask, beta=beta).double()
+    torch.testing.assert_close(plan.sum(2), x_mask / x_mask.sum(1, keepdim=True).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(plan.sum((1, 2)), torch.ones(2, dtype=torch.double), atol=1e-6, rtol=0)
+
+
 def test_many_rounds_reach_the_exact_optimum():
     """With as many things as places an optimal plan is an assignment, each pair with mass 1/n."""
     cost = problem(3, 6, 6)

@@ -63,6 +63,12 @@ def test_half_precision_keeps_its_type():
     torch.testing.assert_close(half.float(), roi_align(features, box), atol=0.03, rtol=0.03)
 
 
+def test_whole_numbers_are_averaged_as_numbers():
+    features, box = torch.arange(16).view(1, 1, 4, 4), torch.tensor([[[0.1, 0.2, 0.8, 0.9]]])
+    assert torch.equal(roi_align(features, box), roi_align(features.float(), box))
+    assert torch.equal(multilevel_roi_align({4: features}, box), multilevel_roi_align({4: features.float()}, box))
+
+
 def test_no_boxes():
     assert roi_align(torch.zeros(2, 3, 4, 4), torch.zeros(2, 0, 4), 2).shape == (2, 0, 3, 2, 2)
 

@@ -50,6 +50,16 @@ def test_steers_the_last_position_only_and_leaves_without_a_trace(name, request)
         assert torch.equal(logits(model, tokens), plain)
 
 
+@torch.no_grad()
+def test_hidden_states_are_told_as_steered(llama):
+    tokens = ids(1, 5)
+    plain = llama(tokens, output_hidden_states=True).hidden_states  # leaves hooks of transformers behind, which stay
+    with LayerSteering(llama, 1, vector()):
+        steered = llama(tokens, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(steered[2][0, -1], plain[2][0, -1] + vector())
+    assert torch.equal(steered[1], plain[1])
+
+
 def test_is_removed_after_an_exception_and_adds_up_when_nested(llama):
     tokens = ids(1, 5)
     plain = logits(llama, tokens)
@@ -142,3 +152,20 @@ def test_offset_of_texts_of_different_lengths():
         offset_vector(positive, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="alpha"):
         offset_vector(positive, negative, alpha=float("nan"))
+    for name, texts, masks in (
+        ("positive", (positive[:0], negative), {}),
+        ("negative", (positive, negative[:0]), {}),
+        ("positive", (positive, negative), {"pos_mask": torch.zeros(2)}),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} .*no token"):
+            offset_vector(*texts, **masks)
+
+
+def test_half_precision_does_not_overflow():
+    hidden = torch.full((1, 300, 2), 300.0)  # whose sum is beyond float16
+    for dtype in (torch.float16, torch.bfloat16):
+        found = sentence_embedding(hidden.to(dtype), torch.ones(1, 300))
+        assert torch.equal(found, torch.full((1, 2), 300.0))
+        offset = offset_vector(hidden[0].to(dtype), hidden[0, :9].to(dtype) - 50)
+        assert torch.equal(offset, torch.full((2,), 50.0))
+    assert sentence_embedding(hidden.double(), torch.ones(1, 300)).dtype == torch.float64

@@ -73,6 +73,8 @@ def test_bad_input():
         ensemble_text_features(torch.full((1, 1, 2), torch.nan))
     with pytest.raises(ValueError, match="image_features holds NaN"):
         zero_shot_logits(torch.full((1, 2), torch.inf), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="class_features holds NaN"):
+        zero_shot_logits(torch.ones(1, 2), torch.tensor([[1.0, 1.0], [torch.nan, 1.0]]))
     with pytest.raises(ValueError, match=r"\(2, 3\) and class_features \(4, 5\)"):
         zero_shot_logits(torch.ones(2, 3), torch.ones(4, 5))
 

@@ -62,8 +62,13 @@ def base_novel_split(class_names: Sequence[str]) -> Halves:
 
 
 def few_shot_indices(labels: Int64[Tensor, " n"] | Sequence[int], shots: int = 16) -> Int64[Tensor, " m"]:
-    """Positions of the first ``shots`` samples of each class, in ascending order; all of a class that has fewer."""
+    """Positions of the first ``shots`` samples of each class, in ascending order; all of a class that has fewer.
+
+    Raises ValueError for no label at all, and for what is no list of whole numbers.
+    """
     values = torch.as_tensor(labels)
+    if not values.numel():
+        raise ValueError(f"labels {tuple(values.shape)} hold none: give at least one")
     if values.ndim != 1 or values.is_floating_point() or values.is_complex():
         raise ValueError(f"labels {tuple(values.shape)} of {values.dtype} must be one whole number for each sample")
     if shots < 1:

@@ -1,5 +1,6 @@
 """The two equations of AdaptCLIPZS: the loss of bags, and the probability of a class from its texts."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ class BagLoss(NamedTuple):
 def bag_contrastive_loss(
     image_features: Float[Tensor, "b d"],
     text_features: Float[Tensor, "b d"],
-    class_ids: Int64[Tensor, " b"],
+    class_ids: Int64[Tensor, " b"] | Sequence[int],
     *,
     logit_scale: float | Tensor,
     tau: float | Tensor = 2.0,
@@ -43,14 +44,16 @@ def bag_contrastive_loss(
             f"image_features {tuple(image_features.shape)} and text_features {tuple(text_features.shape)} must be "
             "of one shape (B, D)"
         )
-    if class_ids.shape != image_features.shape[:1] or class_ids.is_floating_point():
+    ids = torch.as_tensor(class_ids, device=image_features.device)
+    if ids.shape != image_features.shape[:1] or ids.is_floating_point():
         raise ValueError(
-            f"class_ids {tuple(class_ids.shape)} of {class_ids.dtype} must be one whole number for each of "
+            f"class_ids {tuple(ids.shape)} of {ids.dtype} must be one whole number for each of "
             f"{len(image_features)} pairs"
         )
     scale = _positive("logit_scale", logit_scale) / _positive("tau", tau)
-    scores = scale * unit_rows(image_features) @ unit_rows(text_features).T
-    matching = (class_ids[:, None] == class_ids).to(scores.dtype)
+    images, texts = _units(image_features, text_features)
+    scores = scale * images @ texts.T
+    matching = (ids[:, None] == ids).to(scores.dtype)
     weights = matching / matching.sum(1, keepdim=True)  # the same in both directions: who matches whom is symmetric
     image_to_text = -(weights * scores.log_softmax(1)).sum(1).mean()
     text_to_image = -(weights * scores.T.log_softmax(1)).sum(1).mean()
@@ -60,7 +63,7 @@ def bag_contrastive_loss(
 def description_probabilities(
     image_features: Float[Tensor, "b d"],
     text_features: Float[Tensor, "m d"],
-    class_index: Int64[Tensor, " m"],
+    class_index: Int64[Tensor, " m"] | Sequence[int],
     num_classes: int,
     *,
     logit_scale: float | Tensor,
@@ -82,8 +85,9 @@ def description_probabilities(
             f"image_features {tuple(image_features.shape)} and text_features {tuple(text_features.shape)} must have "
             "the same width"
         )
-    scores = _positive("logit_scale", logit_scale) * unit_rows(image_features) @ unit_rows(text_features).T
-    return mean_by_class(scores.softmax(1), class_index, num_classes)
+    images, texts = _units(image_features, text_features)
+    scores = _positive("logit_scale", logit_scale) * images @ texts.T
+    return mean_by_class(scores.softmax(1), torch.as_tensor(class_index, device=scores.device), num_classes)
 
 
 def _check_rows(image_features: Tensor, text_features: Tensor) -> None:
@@ -92,6 +96,13 @@ def _check_rows(image_features: Tensor, text_features: Tensor) -> None:
             raise ValueError(f"{name} {tuple(features.shape)} must be (rows, D), neither of them 0")
         if not bool(features.isfinite().all()):
             raise ValueError(f"{name} holds NaN or infinity: check the encoder's output")
+
+
+def _units(image_features: Float[Tensor, "b d"], text_features: Float[Tensor, "m d"]) -> tuple[Tensor, Tensor]:
+    """Unit rows of one dtype, the wider one."""
+    images, texts = unit_rows(image_features), unit_rows(text_features)
+    dtype = torch.promote_types(images.dtype, texts.dtype)
+    return images.to(dtype), texts.to(dtype)
 
 
 def _positive(name: str, value: float | Tensor) -> float | Tensor:

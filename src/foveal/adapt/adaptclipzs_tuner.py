@@ -19,6 +19,8 @@ from foveal.zoo.dual_encoder import DualEncoder
 Pictures = Sequence[UInt8[np.ndarray, "_ _ 3"]] | Float[Tensor, "n ..."]
 TAU_LR, TAU_DECAY, LEAST_TAU = 1e-2, 1e-6, 0.01
 BETAS, EPS = (0.9, 0.98), 1e-6
+MOST_SCORES = 2**24
+"""Of pictures with captions, at once: 64 MiB."""
 FIRST_RESTART, LATER_RESTARTS = 10, 2
 """Epochs of the first cosine, and how much longer each further one is."""
 HEADS = ("visual_projection.", "text_projection.")
@@ -190,12 +192,18 @@ class BagFineTuner(ClassifierMixin, BaseEstimator):
 def class_probabilities(
     encoder: DualEncoder, images: Pictures, captions: Mapping[int, Sequence[str]]
 ) -> Float[Tensor, "n k"]:
-    """`description_probabilities` by a CLIP, tuned or not, of the K classes of ``captions`` in its order."""
+    """`description_probabilities` by a CLIP, tuned or not, of the K classes of ``captions`` in its order.
+
+    No pictures give no rows; of very many, some at a time are compared with all captions.
+    """
     bags = list(_checked_captions(captions, set()).values())
+    if not len(images):
+        return torch.zeros(0, len(bags))
     owners = torch.repeat_interleave(torch.tensor([len(bag) for bag in bags]))
     said = encoder.text_features([text for bag in bags for text in bag])
     scale = encoder.model.logit_scale.exp().item()
-    return description_probabilities(_image_features(encoder, images), said, owners, len(bags), logit_scale=scale)
+    parts = _image_features(encoder, images).split(max(1, MOST_SCORES // len(said)))
+    return torch.cat([description_probabilities(part, said, owners, len(bags), logit_scale=scale) for part in parts])
 
 
 def as_dual_encoder(model: Any) -> DualEncoder:

@@ -27,7 +27,11 @@ def check_class_index(class_index: Int64[Tensor, " m"], rows: int, num_classes: 
 def mean_by_class(
     columns: Float[Tensor, "*b m"], class_index: Int64[Tensor, " m"], num_classes: int
 ) -> Float[Tensor, "*b k"]:
-    """The mean over the columns of each class; differentiable. ValueError as `check_class_index`."""
+    """The mean over the columns of each class, in float32 or better; differentiable.
+
+    ValueError as `check_class_index`.
+    """
     check_class_index(class_index, columns.shape[-1], num_classes)
-    sums = columns.new_zeros(*columns.shape[:-1], num_classes).index_add(-1, class_index, columns)
+    wide = columns.to(torch.promote_types(columns.dtype, torch.float32))
+    sums = wide.new_zeros(*wide.shape[:-1], num_classes).index_add(-1, class_index, wide)
     return sums / torch.bincount(class_index, minlength=num_classes)

@@ -34,7 +34,10 @@ Descriptions = Mapping[str, Sequence[str]]
 def average_similarity(
     logits: Float[Tensor, "b m"], class_index: Int[Tensor, " m"], num_classes: int
 ) -> Float[Tensor, "b k"]:
-    """AS: the mean of each class's logits, one for each of its descriptions. ValueError: a class has none."""
+    """AS: the mean of each class's logits, one for each of its descriptions, in float32 or better.
+
+    ValueError: a class has none.
+    """
     return mean_by_class(logits, class_index, num_classes)
 
 

@@ -8,8 +8,7 @@ Models, ICLR 2023, arXiv 2210.07183.
 
 Each sentence is normalised and the mean is not: a class whose features disagree keeps its shorter mean. The sentence
 rule is that of the released descriptor files, with which the paper's numbers came about: "which is antlers" included.
-Departures: a class without features is its bare name (the release would say "name, which has "); lines of a language
-model that hold neither letter nor digit are no features.
+Departure: a class without features is its bare name (the release would say "name, which has ").
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def descriptor_similarities(
 def description_scores(
     image_features: Float[Tensor, "b d"],
     descriptor_features: Float[Tensor, "m d"],
-    class_index: Int64[Tensor, " m"],
+    class_index: Int64[Tensor, " m"] | Sequence[int],
     num_classes: int,
     *,
     reduce: Reduce = "mean",
@@ -76,11 +75,12 @@ def description_scores(
     if reduce not in REDUCES:
         raise ValueError(f"reduce={reduce!r}: choose one of {', '.join(REDUCES)}")
     similarities = descriptor_similarities(image_features, descriptor_features)
+    index = torch.as_tensor(class_index, device=similarities.device)
     if reduce == "mean":
-        return mean_by_class(similarities, class_index, num_classes)
-    check_class_index(class_index, similarities.shape[1], num_classes)
+        return mean_by_class(similarities, index, num_classes)
+    check_class_index(index, similarities.shape[1], num_classes)
     lowest = similarities.new_full((len(similarities), num_classes), -torch.inf)
-    return lowest.scatter_reduce(1, class_index.expand_as(similarities), similarities, "amax")
+    return lowest.scatter_reduce(1, index.expand_as(similarities), similarities, "amax")
 
 
 @dataclass(frozen=True)

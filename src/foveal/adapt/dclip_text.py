@@ -63,13 +63,11 @@ def descriptor_prompts(
 
 
 def parse_descriptors(text: str) -> list[str]:
-    """The items of a list with dashes, stars, bullets or numbers; other lines are ignored, repeats dropped."""
+    """The items of a list with dashes, stars, bullets or numbers; other lines, empty items and repeats are dropped."""
     found: dict[str, str] = {}
     for line in text.splitlines():
-        if match := _ITEM.match(line):
-            item = match[1].strip()
-            if any(character.isalnum() for character in item):
-                found.setdefault(item.casefold(), item)
+        if (match := _ITEM.match(line)) and (item := match[1].strip()):
+            found.setdefault(item.casefold(), item)
     return list(found.values())
 
 

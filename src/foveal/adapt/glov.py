@@ -53,8 +53,8 @@ __all__ = [
 ]
 
 PLACEHOLDER = "<category>"
-LONGEST_REPLY = 50
-"""Tokens; a template needs a third of them."""
+LONGEST_REPLY, LONGEST_STEERED = 50, 75
+"""Tokens, plain and under steering, as in the release; a template needs a third of them."""
 MARKER = re.compile(r"\s*(?:[-*•]|\d+[.)](?!\d))\s*")
 QUOTES = " \t\r\n\"'`“”‘’„«»"
 
@@ -133,7 +133,7 @@ def build_meta_prompt(
     """A system and a user message that ask for one new template.
 
     Args:
-        step: of the search; above 0 and without ``top``, the message says that the answers so far were of no use.
+        step: of the search, from 0. The message depends on it through ``top`` alone.
         initial: prompt and accuracy in percent, shown as long as there is no ``top``.
         top: the best ones, best last, as from `rank_prompts`.
         bottom: the worst ones, worst first.
@@ -150,8 +150,6 @@ def build_meta_prompt(
             said += ["These templates are the worst so far, the worst one first:", *_listed(bottom)]
     elif initial is not None:
         said += ["The first template and its accuracy in percent:", *_listed([initial])]
-        if step > 0:
-            said += [f"No answer so far was a new template with {placeholder} in it."]
     said += [
         f"Write ONE new template that reaches a higher accuracy. It must contain {placeholder}, where the name of the "
         "class is put. Answer with the template alone, in one line."
@@ -196,13 +194,15 @@ def _fill(template: str, placeholder: str, name: str) -> str:
 def top1_accuracy(
     image_features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], weights: Float[Tensor, "k d"]
 ) -> float:
-    """Percent of images whose class has the highest cosine; ``weights`` are unit rows (`template_weights`)."""
-    if len(labels) != len(image_features) or not len(labels):
-        raise ValueError(
-            f"{len(labels)} labels: give one for each of {len(image_features)} images, and at least one of them"
-        )
+    """Percent of images whose class has the highest cosine; ``weights`` are unit rows (`template_weights`).
+
+    ValueError for shapes that do not fit and features that are not finite.
+    """
+    classes = _checked_labels(labels, len(image_features), "images")
+    if not bool(weights.isfinite().all()):
+        raise ValueError("weights holds NaN or infinity: check the text encoder's output")
     found = zero_shot_logits(image_features, weights).argmax(1)
-    return 100.0 * (found == torch.as_tensor(labels)).double().mean().item()
+    return 100.0 * (found == classes).double().mean().item()
 
 
 def caption_accuracy(
@@ -211,11 +211,23 @@ def caption_accuracy(
     class_names: Sequence[str],
     embed: Callable[[list[str]], Float[Tensor, "n d"]],
 ) -> float:
-    """Percent of a generative model's answers whose nearest class name, by sentence embeddings, is the right one."""
-    if len(labels) != len(answers) or not len(answers):
-        raise ValueError(f"{len(labels)} labels: give one for each of {len(answers)} answers, and at least one of them")
-    names = unit_rows(embed([name.replace("_", " ") for name in class_names]))
-    return top1_accuracy(embed(list(answers)), labels, names)
+    """Percent of a generative model's answers whose nearest class name, by sentence embeddings, is the right one.
+
+    ValueError for labels that do not fit and embeddings that are not finite.
+    """
+    classes = _checked_labels(labels, len(answers), "answers")
+    names = embed([name.replace("_", " ") for name in class_names])
+    said = embed(list(answers))
+    if not bool(names.isfinite().all() and said.isfinite().all()):
+        raise ValueError("embed gave NaN or infinity: check the sentence encoder")
+    return top1_accuracy(said, classes, unit_rows(names))
+
+
+def _checked_labels(labels: Int64[Tensor, " n"], count: int, things: str) -> Int64[Tensor, " n"]:
+    classes = torch.as_tensor(labels)
+    if classes.shape != (count,) or not count:
+        raise ValueError(f"labels {tuple(classes.shape)}: give one for each of {count} {things}, and at least one")
+    return classes
 
 
 # The search -----------------------------------------------------------------------------------------------------------
@@ -240,7 +252,8 @@ class GLOVOptimizer:
     """The search. ``lm`` is steered if it has ``steer`` (`SteerableLM`), and asked plainly if not.
 
     Args:
-        lm: writes the prompts, at temperature 1.
+        lm: writes the prompts, at temperature 1. The paper draws with top-k 50 and top-p 0.9:
+            ``foveal.llm.HFLM(model, tokenizer, top_k=50, top_p=0.9)``.
         fitness: accuracy in percent of a prompt on the shots; called once for each distinct prompt.
         dataset: its name, description: one or two sentences on its pictures; both for the language model to read.
         steps: of ``per_step`` replies each.
@@ -291,7 +304,7 @@ class GLOVOptimizer:
             if context is not None:
                 steered.append(step)
             with nullcontext() if context is None else context:
-                replies = self._replies(step, pool)
+                replies = self._replies(step, pool, LONGEST_REPLY if context is None else LONGEST_STEERED)
             for template in filter(None, map(parse_template, replies)):
                 if template not in pool:
                     pool[template] = finite_score(self.fitness(template), template)
@@ -307,12 +320,12 @@ class GLOVOptimizer:
             return None
         return steer(*pair, alpha=self.alpha, layer=self.layer)
 
-    def _replies(self, step: int, pool: dict[str, float]) -> list[str]:
+    def _replies(self, step: int, pool: dict[str, float], longest: int) -> list[str]:
         top, bottom = rank_prompts(list(pool), list(pool.values()), self.k)
-        initial, number = (self.initial, pool[self.initial]), step if self.k else 0
-        messages = build_meta_prompt(self.dataset, self.description, number, initial=initial, top=top, bottom=bottom)
+        initial = (self.initial, pool[self.initial])
+        messages = build_meta_prompt(self.dataset, self.description, step, initial=initial, top=top, bottom=bottom)
         first = self.seed + step * self.per_step
         return [
-            self.lm.complete(messages, max_new_tokens=LONGEST_REPLY, temperature=1.0, seed=first + reply)
+            self.lm.complete(messages, max_new_tokens=longest, temperature=1.0, seed=first + reply)
             for reply in range(self.per_step)
         ]

@@ -54,7 +54,7 @@ def parse_templates(reply: str, placeholder: str = "{}") -> list[str] | None:
         if not line.startswith("- "):
             continue
         template = line[2:].strip()
-        rest = template.replace(placeholder, "").replace("{}", "")
+        rest = template.replace(placeholder, " ").replace("{}", " ")  # a blank: nothing grows together to a new "{}"
         if placeholder not in template or "{" in rest or "}" in rest:
             return None
         found[template] = None
@@ -110,13 +110,19 @@ def feedback_messages(
 def template_accuracy(
     image_features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], text_features: Float[Tensor, "k d"]
 ) -> float:
-    """Share of images, in [0, 1], whose class has the text with the highest cosine; both sides are normalised here."""
-    if len(labels) != len(image_features) or not len(labels):
+    """Share of images, in [0, 1], whose class has the text with the highest cosine; both sides are normalised here.
+
+    ValueError for shapes that do not fit and features that are not finite.
+    """
+    classes = torch.as_tensor(labels)
+    if classes.shape != (len(image_features),) or not len(classes):
         raise ValueError(
-            f"{len(labels)} labels: give one for each of {len(image_features)} images, and at least one of them"
+            f"labels {tuple(classes.shape)}: give one for each of {len(image_features)} images, and at least one"
         )
+    if not bool(text_features.isfinite().all()):
+        raise ValueError("text_features holds NaN or infinity: check the text encoder's output")
     found = zero_shot_logits(image_features, unit_rows(text_features)).argmax(1)
-    return (found == torch.as_tensor(labels)).double().mean().item()
+    return (found == classes).double().mean().item()
 
 
 @dataclass(frozen=True)

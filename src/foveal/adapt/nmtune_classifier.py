@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from foveal.adapt.nmtune_terms import WEIGHTS, NMTuneMLP, nmtune_loss
+from foveal.adapt.nmtune_terms import WEIGHTS, NMTuneMLP, check_rows, nmtune_loss
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 METHODS = ("nmtune", "mlp", "lp")
@@ -49,7 +49,7 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         batch_size: int = 64,
         weights: tuple[float, float, float] = WEIGHTS,
         k: int = 1,
-        ratio: int = 4,
+        ratio: float = 4,
         rescale: bool = False,
         seed: int = 0,
     ) -> None:
@@ -69,12 +69,16 @@ class NMTuneClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         labels that are no classes, and training that diverges.
         """
         self._check_settings()
-        rows, targets = validate_data(self, _array(features), _array(labels), ensure_min_samples=2, dtype=FLOATS)
-        first, classes = torch.tensor(rows), torch.from_numpy(self._classes(targets))
+        unchecked = {"dtype": FLOATS, "ensure_all_finite": False}  # scikit-learn would call all of them X
+        rows, targets = validate_data(self, _array(features), _array(labels), ensure_min_samples=2, **unchecked)
+        first = torch.tensor(rows)
+        check_rows(first, "features")
+        classes = torch.from_numpy(self._classes(targets))
         views = [first]
         if features_second_view is not None:
-            views.append(torch.tensor(validate_data(self, _array(features_second_view), reset=False, dtype=FLOATS)))
+            views.append(torch.tensor(validate_data(self, _array(features_second_view), reset=False, **unchecked)))
             views[1] = views[1].to(first.dtype)
+            check_rows(views[1], "features_second_view")
             if views[1].shape != first.shape:
                 shapes = f"{tuple(views[1].shape)} must have the shape of features {tuple(first.shape)}"
                 raise ValueError(f"features_second_view {shapes}")

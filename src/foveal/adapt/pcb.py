@@ -148,7 +148,7 @@ def active_prompt_learning(
         method: whose candidates: one of `METHODS`.
         rounds: fewer happen when the pool is used up before; the last one then takes what is left.
         n_query: labels in a round; ``num_classes`` by default.
-        gamma: candidates as a share of the whole of ``x`` (at least ``n_query``).
+        gamma: candidates as a share of the whole of ``x`` (at least ``n_query``, at most all that are left).
         generator: of everything that is random here; learners have their own.
         balance: False takes the first ``n_query`` candidates, which is the base method alone.
         missing: see `pseudo_class_balance`.
@@ -167,7 +167,7 @@ def active_prompt_learning(
         if not result.models:
             chosen = torch.randperm(len(pool), generator=generator)[:wanted]
         else:
-            n_cand = max(wanted, int(gamma * len(x)))
+            n_cand = max(wanted, int(min(gamma, 1) * len(x)))
             candidates, guesses = _candidates(result, x, pool, method, n_cand, generator)
             if balance:
                 counts = torch.bincount(torch.cat(result.labels), minlength=num_classes)
@@ -227,5 +227,5 @@ def _check(x: Any, num_classes: int, method: str, rounds: int, n_query: int, gam
         raise ValueError(f"method={method!r}: choose one of {', '.join(METHODS)}")
     if missing not in MISSING:
         raise ValueError(f"missing={missing!r}: choose one of {', '.join(MISSING)}")
-    if not 0 < gamma <= 1:
-        raise ValueError(f"gamma={gamma}: must be a share of the whole set within (0, 1]")
+    if not gamma >= 0:
+        raise ValueError(f"gamma={gamma}: must be a share of the whole set, at least 0")

@@ -92,9 +92,13 @@ def thin_svd(
     return torch.linalg.svd(wide, full_matrices=False)
 
 
+def _check_rank(rank: int, shape: Sequence[int]) -> None:
+    if not isinstance(rank, int | np.integer) or not 1 <= rank <= min(shape):
+        raise ValueError(f"rank={rank!r}: must be a whole number in [1, {min(shape)}] for a weight {tuple(shape)}")
+
+
 def _split(weight: Tensor, u: Tensor, s: Tensor, vh: Tensor, rank: int) -> SVDSplit:
-    if not isinstance(rank, int | np.integer) or not 1 <= rank <= len(s):
-        raise ValueError(f"rank={rank!r}: must be a whole number in [1, {len(s)}] for a weight {tuple(weight.shape)}")
+    _check_rank(rank, weight.shape)
     u, s, vh = (part.to(weight.dtype).contiguous() for part in (u[:, :rank], s[:rank], vh[:rank]))
     residual = weight.detach().double() - (u.double() * s.double()) @ vh.double()
     return SVDSplit(u, s, vh, residual.to(weight.dtype))
@@ -106,7 +110,8 @@ def _split(weight: Tensor, u: Tensor, s: Tensor, vh: Tensor, rank: int) -> SVDSp
 class SVFitLinear(nn.Module):
     """A linear layer of which only the r singular values ``sigma`` are trained.
 
-    A new one is zero: load its state, or make it with `from_linear`.
+    A new one is zero: load its state, or make it with `from_linear`, where ``sigma`` is in float32 or better, whatever
+    the weight's precision: small steps would be lost in 16 bits.
     """
 
     u: Tensor
@@ -116,8 +121,7 @@ class SVFitLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
         super().__init__()
-        if not 1 <= rank <= min(in_features, out_features):
-            raise ValueError(f"rank={rank}: must lie in [1, {min(in_features, out_features)}]")
+        _check_rank(rank, (out_features, in_features))
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.was_conv1d = False
         """Was the wrapped layer transformers' Conv1D, whose weight is stored (in, out)?"""
@@ -145,13 +149,14 @@ class SVFitLinear(nn.Module):
         with torch.device("meta"):  # nothing is allocated twice
             layer = cls(in_features, out_features, len(split.sigma), linear.bias is not None)
         layer.was_conv1d = was_conv1d
-        layer.sigma = nn.Parameter(split.sigma)
+        layer.sigma = nn.Parameter(split.sigma.to(torch.promote_types(weight.dtype, torch.float32)))
         layer.u, layer.vh, layer.residual = split.u, split.vh, split.residual
         layer.bias = None if linear.bias is None else linear.bias.detach().clone()
         return layer.train(linear.training)
 
     def forward(self, x: Float[Tensor, "*b in"]) -> Float[Tensor, "*b out"]:
-        return F.linear(x, self.residual, self.bias) + F.linear(F.linear(x, self.vh) * self.sigma, self.u)
+        scaled = (F.linear(x, self.vh) * self.sigma).to(self.u.dtype)
+        return F.linear(x, self.residual, self.bias) + F.linear(scaled, self.u)
 
     def merged_weight(self) -> Float[Tensor, "out in"]:
         """W_e + U_r diag(σ) V_rᵀ, differentiable; summed in float32 or better."""

@@ -107,6 +107,7 @@ class VladvaModel(nn.Module):
                 name, torch.tensor([int(i) for i in ids], dtype=torch.long, device=device), persistent=False
             )
         trained = [parameter for parameter in lvlm.parameters() if parameter.requires_grad]
+        modes = {name: module.training for name, module in lvlm.named_modules()}
         if add_lora(language, rank, alpha, dropout, generator=generator) == 0:
             raise ValueError(f"lvlm={type(lvlm).__name__} has no plain linear layer in its language model")
         lvlm.requires_grad_(False)
@@ -114,7 +115,7 @@ class VladvaModel(nn.Module):
             parameter.requires_grad_(name.rsplit(".", 1)[-1] in ("lora_A", "lora_B"))
         self.lvlm = lvlm
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07), device=device))
-        self._trained_before = trained
+        self._trained_before, self._modes_before = trained, modes
 
     def train(self, mode: bool = True) -> "VladvaModel":
         """Training mode for what is trained; tower and projector stay in evaluation mode."""
@@ -252,10 +253,12 @@ class VladvaModel(nn.Module):
         return self.lvlm
 
     def detach(self) -> Any:
-        """Take LoRA out again; returns the model as it was given, gradients switched on where they were."""
+        """Take LoRA out again; returns the model as it was given, gradients and training mode on where they were."""
         remove_lora(core(self.lvlm).language_model)
         for parameter in self._trained_before:
             parameter.requires_grad_(True)
+        for name, module in self.lvlm.named_modules():
+            module.training = self._modes_before.get(name, module.training)
         return self.lvlm
 
     # Sequences

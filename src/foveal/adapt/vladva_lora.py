@@ -90,12 +90,25 @@ class LoRALinear(nn.Module):
         down = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A)
         return out + (self.alpha / self.rank * F.linear(down, self.lora_B)).to(out.dtype)
 
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """That of a plain layer which computes the same (without dropout), for models that read weights themselves."""
+        return self._merged_weight() if self.enabled else self.base.weight
+
+    @property
+    def bias(self) -> Float[Tensor, " out"] | None:
+        """The base layer's."""
+        return self.base.bias
+
+    def _merged_weight(self) -> Float[Tensor, "out in"]:
+        change = self.alpha / self.rank * self.lora_B @ self.lora_A
+        return (self.base.weight.to(self.lora_A.dtype) + change).to(self.base.weight.dtype)
+
     @torch.no_grad()
     def merge(self) -> nn.Linear:
         """One plain layer that computes the same; the base stays as it is."""
         merged = copy.deepcopy(self.base)
-        change = self.alpha / self.rank * self.lora_B @ self.lora_A
-        merged.weight.copy_(self.base.weight.to(change.dtype) + change)
+        merged.weight.copy_(self._merged_weight())
         return merged
 
     def extra_repr(self) -> str:
@@ -129,12 +142,10 @@ def add_lora(
         raise ValueError("model has LoRA layers already: merge_lora or remove_lora them first")
     pretrained = list(model.parameters())
 
-    def adapted(name: str, child: nn.Module) -> nn.Module | None:
-        if type(child) is not nn.Linear or name in exclude:
-            return None
-        return LoRALinear(child, rank, alpha, dropout, generator=generator)
+    def adapted(child: nn.Module) -> nn.Module | None:
+        return LoRALinear(child, rank, alpha, dropout, generator=generator) if type(child) is nn.Linear else None
 
-    replaced = _replace(model, adapted)
+    replaced = _replace(model, adapted, exclude)
     for parameter in pretrained:
         parameter.requires_grad_(False)
     return replaced
@@ -142,12 +153,12 @@ def add_lora(
 
 def merge_lora(model: nn.Module) -> int:
     """Every `LoRALinear` becomes the plain layer that computes the same, in place; returns how many there were."""
-    return _replace(model, lambda _, child: child.merge() if isinstance(child, LoRALinear) else None)
+    return _replace(model, lambda child: child.merge() if isinstance(child, LoRALinear) else None)
 
 
 def remove_lora(model: nn.Module) -> int:
     """Every `LoRALinear` becomes its base again, in place; returns how many there were."""
-    return _replace(model, lambda _, child: child.base if isinstance(child, LoRALinear) else None)
+    return _replace(model, lambda child: child.base if isinstance(child, LoRALinear) else None)
 
 
 @contextmanager
@@ -163,18 +174,19 @@ def lora_off(model: nn.Module) -> Iterator[None]:
             layer.enabled = before
 
 
-def _replace(model: nn.Module, substitute: Callable[[str, nn.Module], nn.Module | None]) -> int:
+def _replace(model: nn.Module, substitute: Callable[[nn.Module], nn.Module | None], exclude: Sequence[str] = ()) -> int:
     """Children for which ``substitute`` gives something; a layer that stands in two places stays one layer."""
     places = [
         (parent, name, child)
         for parent in model.modules()
         if not isinstance(parent, LoRALinear)
-        for name, child in parent.named_children()
+        for name, child in parent._modules.items()  # `named_children` leaves out the second place of a layer
+        if child is not None and name not in exclude
     ]
     made: dict[int, nn.Module] = {}
     for parent, name, child in places:
         if id(child) not in made:
-            new = substitute(name, child)
+            new = substitute(child)
             if new is None:
                 continue
             made[id(child)] = new.train(child.training)

@@ -47,6 +47,7 @@ def contrastive_loss(
         raise ValueError(f"image {tuple(image.shape)} and text {tuple(text.shape)} must be (B, D) alike, B and D > 0")
     if isinstance(logit_scale, Tensor) and logit_scale.numel() != 1:
         raise ValueError(f"logit_scale {tuple(logit_scale.shape)} must be one number")
+    logit_scale = logit_scale.reshape(()) if isinstance(logit_scale, Tensor) else logit_scale
     image, text = unit_rows(image), unit_rows(text)
     all_image = image if all_image is None else unit_rows(all_image)
     all_text = text if all_text is None else unit_rows(all_text)
@@ -72,13 +73,13 @@ def next_token_loss(
 
     Place 0 has no place before it and is ignored. Without any token the loss is 0, with a gradient of 0.
 
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes that do not fit and ids that are no whole numbers.
     """
     shapes = {tuple(input_ids.shape), tuple(caption_mask.shape)}
-    if logits.ndim != 3 or shapes != {tuple(logits.shape[:2])}:
+    if logits.ndim != 3 or shapes != {tuple(logits.shape[:2])} or input_ids.is_floating_point():
         raise ValueError(
-            f"logits {tuple(logits.shape)}, input_ids {tuple(input_ids.shape)} and caption_mask "
-            f"{tuple(caption_mask.shape)} must be (B, L, V), (B, L) and (B, L)"
+            f"logits {tuple(logits.shape)}, input_ids {tuple(input_ids.shape)} of {input_ids.dtype} and caption_mask "
+            f"{tuple(caption_mask.shape)} must be (B, L, V), (B, L) whole numbers and (B, L)"
         )
     wanted = caption_mask.bool()[:, 1:]
     return mean_cross_entropy(logits[:, :-1][wanted], input_ids[:, 1:][wanted])
@@ -87,7 +88,7 @@ def next_token_loss(
 def mean_cross_entropy(logits: Float[Tensor, "t v"], targets: Int[Tensor, " t"]) -> Float[Tensor, ""]:
     """In float32 or better; 0, with a gradient of 0, over nothing."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, targets) if len(targets) else logits.sum()
+    return F.cross_entropy(logits, targets.long()) if len(targets) else logits.sum()
 
 
 def prediction_entropy(logits: Float[Tensor, "*b v"]) -> Float[Tensor, "*b"]:
@@ -99,12 +100,15 @@ def prediction_entropy(logits: Float[Tensor, "*b v"]) -> Float[Tensor, "*b"]:
 def cumulative_variance(emb: Float[Tensor, "n d"]) -> Float[Tensor, " k"]:
     """Share of the variance that the first 1, 2, …, min(n, D) principal directions hold; slow growth: many are in use.
 
-    Raises ValueError for what is not (n, D) and for rows that are all alike.
+    Raises ValueError for what is not (n, D), for what is not finite and for rows that are all alike up to rounding.
     """
     if emb.ndim != 2 or 0 in emb.shape:
         raise ValueError(f"emb {tuple(emb.shape)} must be (n, D) with n and D > 0")
-    centred = emb.to(torch.promote_types(emb.dtype, torch.float32))
-    squares = torch.linalg.svdvals(centred - centred.mean(0)).square()
+    wide = emb.to(torch.promote_types(emb.dtype, torch.float32))
+    rounding = 4 * torch.finfo(wide.dtype).eps * wide.abs().amax(0)
+    # the mean of equal rows, rounded, may be another row: what is left then is no variance
+    varied = wide.isfinite().all() & ((wide - wide[0]).abs() > rounding).any()
+    squares = torch.linalg.svdvals(wide - wide.mean(0)).square() if bool(varied) else wide.new_zeros(1)
     if not bool(squares.sum() > 0):
         raise ValueError("emb has rows that are all alike (or not finite): there is no variance to share out")
     return squares.cumsum(0) / squares.sum()

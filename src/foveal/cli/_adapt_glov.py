@@ -58,13 +58,15 @@ def _search(given: GlovOptions, watch: Watch) -> dict[str, Any]:
     from foveal.adapt.glov_list import as_list
     from foveal.cli import _adapt_search as search
 
-    about, per_step = (given.dataset or given.train.stem, given.description), min(given.per_step, given.budget)
+    about = (given.dataset or given.train.stem, given.description)
     options: dict[str, Any] = {"alpha": given.alpha, "layer": given.layer, "seed": given.seed}
-    options |= {"initial": given.initial, "per_step": per_step}
+    options |= {"initial": given.initial, "per_step": given.per_step}
     opened, shots, tests = search.material(given, watch)
     settings = {"method": "glov", "model": opened.sha256, "data": shots.digest, "lm": given.lm, "about": about}
     journal = SearchJournal(given.out / "journal.json", {**settings, **options})
     fitness = search.Fitness(shots, opened.model, PLACEHOLDER, journal)
+    # a budget below one step is the first part of it; the journal has the whole, for a larger budget to go on
+    options["per_step"] = per_step = min(given.per_step, given.budget)
     steps = given.budget // per_step
     writer, heard = search.writer(given.lm, as_list, "", journal, steps * per_step, watch)
     result = GLOVOptimizer(writer, fitness, *about, steps=steps, ensemble=search.BEST, **options).run()

@@ -20,14 +20,18 @@ from torch import Tensor, nn
 def sentence_embedding(
     hidden: Float[Tensor, "b l d"], mask: Num[Tensor, "b l"] | Bool[Tensor, "b l"]
 ) -> Float[Tensor, "b d"]:
-    """The mean of a row's hidden states where ``mask`` is not 0. ValueError for a row without any token."""
+    """The mean of a row's hidden states where ``mask`` is not 0, in float32 or better: sums of half precision overflow.
+
+    ValueError for a row without any token.
+    """
     if hidden.ndim != 3 or mask.shape != hidden.shape[:2]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and mask {tuple(mask.shape)} must be (B, L, D) and (B, L)")
     kept = mask != 0
     if not bool(kept.any(1).all()):
         raise ValueError(f"mask leaves row {int((~kept.any(1)).nonzero()[0])} no token: every text needs at least one")
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     # not a product with the mask: what is padded may hold NaN
-    return hidden.masked_fill(~kept[..., None], 0).sum(1) / kept.sum(1, keepdim=True)
+    return wide.masked_fill(~kept[..., None], 0).sum(1) / kept.sum(1, keepdim=True)
 
 
 def offset_vector(
@@ -40,7 +44,8 @@ def offset_vector(
 ) -> Float[Tensor, " d"]:
     """From the mean of the negative text's hidden states to that of the positive one's, times ``alpha``.
 
-    Each is averaged over its own tokens (those of its mask). ValueError when the widths differ.
+    Each is averaged over its own tokens (those of its mask), in float32 or better. ValueError when the widths differ,
+    and for a text without any token.
     """
     if positive.ndim != 2 or negative.ndim != 2 or positive.shape[1] != negative.shape[1]:
         raise ValueError(
@@ -50,8 +55,10 @@ def offset_vector(
     if not math.isfinite(alpha):
         raise ValueError(f"alpha={alpha}: must be a finite number")
     ends = []
-    for hidden, mask in ((positive, pos_mask), (negative, neg_mask)):
+    for name, hidden, mask in (("positive", positive, pos_mask), ("negative", negative, neg_mask)):
         every = hidden.new_ones(1, len(hidden)) if mask is None else mask[None]
+        if not bool((every != 0).any()):
+            raise ValueError(f"{name} {tuple(hidden.shape)} has no token that counts: every text needs at least one")
         ends.append(sentence_embedding(hidden[None], every)[0])
     return alpha * (ends[0] - ends[1])
 
@@ -110,7 +117,8 @@ class LayerSteering:
         self._handles: list[Any] = []
 
     def __enter__(self) -> LayerSteering:
-        self._handles.append(self._target.register_forward_hook(self._steer))
+        # first of all: transformers' own hooks, left behind by output_hidden_states=True, are to report what is steered
+        self._handles.append(self._target.register_forward_hook(self._steer, prepend=True))
         return self
 
     def __exit__(

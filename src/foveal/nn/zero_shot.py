@@ -30,14 +30,17 @@ def zero_shot_logits(
     """Scores whose softmax over K are class probabilities.
 
     Images are normalised here; ``class_features`` are taken as they are: unit rows from `ensemble_text_features`.
+
+    ValueError for shapes that do not fit and features that are not finite.
     """
     if image_features.ndim != 2 or class_features.ndim != 2 or image_features.shape[1] != class_features.shape[1]:
         raise ValueError(
             f"image_features {tuple(image_features.shape)} and class_features {tuple(class_features.shape)} "
             "must be (B, D) and (K, D)"
         )
-    if not bool(image_features.isfinite().all()):
-        raise ValueError("image_features holds NaN or infinity: check the image encoder's output")
+    for name, tower, features in (("image", "image", image_features), ("class", "text", class_features)):
+        if not bool(features.isfinite().all()):
+            raise ValueError(f"{name}_features holds NaN or infinity: check the {tower} encoder's output")
     images = unit_rows(image_features)
     return scale * images @ class_features.T.to(images.dtype)
 

@@ -9,7 +9,7 @@ the good ones, *both* both. *pool* evaluates 16 further templates of the pool in
 from the same pictures, with gradients.
 
 ``train`` is the accuracy that is searched on, ``test`` that of the chosen template on other pictures, ``gap`` their
-difference. ``calls``: until the best of the first templates is beaten (17: never, as here: 30 are hard to beat).
+difference. ``calls``: until the best of all 60 templates is beaten (17: never, as here: 60 are hard to beat).
 """
 
 from functools import partial
