@@ -7,10 +7,13 @@ import sys
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from foveal.pretrain.base import gather_features
 from foveal.pretrain.clip import CLIPObjective, chunked_clip_loss, clip_loss
-from pretrain import cloc_inputs, dreamlip_inputs, filip_inputs
+from foveal.pretrain.nevlp import NoiseEstimator
+from foveal.pretrain.uniter import UNITERObjective
+from pretrain import cloc_inputs, dreamlip_inputs, filip_inputs, nevlp_inputs, uniter_inputs
 from pretrain.contract import CASES, pairs
 from pretrain.measure import run
 
@@ -64,14 +67,15 @@ def filip():
     """Texts that are one word shorter on the second process; a sample of padding, and a bad token, on it alone."""
     image, text, text_mask, image_mask = mine(filip_inputs.tokens(6, 0))
     short = (image, text[:, :-1], text_mask[:, :-1], image_mask) if RANK == 1 else (image, text, text_mask, image_mask)
-    hidden, spoilt = image_mask.clone(), text.clone()
+    hidden, spoilt, patches = image_mask.clone(), text.clone(), image.clone()
     if RANK == 1:
         hidden[-1] = False
-        spoilt[-1, 0, 0] = float("nan")
+        spoilt[-1, 0, 0] = patches[-1, 0, 0] = float("nan")
     return {
         "shorter": run(filip_inputs.objective(), short),
         "all_padding": error(lambda: filip_inputs.objective()(image, text, text_mask, hidden)),
         "poisoned": error(lambda: filip_inputs.objective()(image, spoilt, text_mask, image_mask)),
+        "poisoned_image": error(lambda: filip_inputs.objective(keep_ratio=0.5)(patches, text, text_mask, image_mask)),
     }
 
 
@@ -84,6 +88,34 @@ def dreamlip():
         "batch": run(dreamlip_inputs.batch_negatives(), (image, patch, text)),
         "poisoned": error(lambda: dreamlip_inputs.objective()(image, spoilt, text)),
     }
+
+
+def nevlp():
+    """Losses of every second pair, and one more on the first process; padding that differs between the processes."""
+    rng = torch.Generator().manual_seed(0)
+    low, high = 0.5 + 0.2 * torch.randn(60, generator=rng), 3 + 0.5 * torch.randn(40, generator=rng)
+    losses, estimator = torch.cat([low, high]), NoiseEstimator(110)
+    rows = torch.tensor([*range(RANK, 100, 2), *([1] if RANK == 0 else [])])
+    estimator.record(rows, losses[rows])
+    estimator.refresh()
+    features, noise, ids, mask, concepts, concept_mask = given = mine(nevlp_inputs.inputs(6, 0))
+    if RANK == 1:
+        ids, mask = F.pad(ids, (0, 1), value=5), F.pad(mask, (0, 1))
+        concepts, concept_mask = F.pad(concepts, (0, 2), value=5), F.pad(concept_mask, (0, 2))
+    return {
+        "noise": estimator(torch.arange(110)).tolist(),
+        "plain": run(nevlp_inputs.Objective(), given),
+        "padded": run(nevlp_inputs.Objective(), (features, noise, ids, mask, concepts, concept_mask)),
+    }
+
+
+def uniter():
+    """A bad region on the second process alone."""
+    batch = dict(zip(uniter_inputs.NAMES, mine(uniter_inputs.inputs(6, 0)), strict=True))
+    if RANK == 1:
+        batch["region_features"][0, 2, 0] = float("nan")
+    objective = UNITERObjective(uniter_inputs.model())
+    return {task: error(lambda task=task: objective(task, batch)) for task in ("mlm", "mrfr", "mrc", "mrc_kl", "itm")}
 
 
 def cloc():
@@ -105,6 +137,8 @@ def main(out):
         "poisoned": error(poisoned),
         "filip": filip(),
         "dreamlip": dreamlip(),
+        "nevlp": nevlp(),
+        "uniter": uniter(),
         "cloc": cloc(),
     }
     (pathlib.Path(out) / f"rank{RANK}.json").write_text(json.dumps(result))

@@ -136,6 +136,19 @@ def test_a_half_precision_objective_takes_and_gives_what_a_float_one_does():
     assert objective.to(torch.bfloat16)(image, text.bfloat16()).loss.item() == pytest.approx(whole, abs=0.05)
 
 
+@pytest.mark.parametrize("wide", [0, 1])
+def test_sides_of_different_dtypes(wide):
+    objective, sides = seeded(lambda: ALIGNObjective(8, 8)), pairs(4, 0)
+    double = [x.double() for x in sides]
+    mixed = [double[side] if side == wide else sides[side] for side in range(2)]
+    loss = align_loss(*mixed, 0.5).loss
+    assert loss.dtype == torch.double
+    torch.testing.assert_close(loss, align_loss(*double, 0.5).loss)
+    torch.testing.assert_close(objective(*mixed).loss.float(), objective(*sides).loss)
+    for left, right in zip(retrieve(*mixed, 3), retrieve(*double, 3), strict=True):
+        assert torch.equal(left, right)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -319,6 +332,8 @@ def test_every_limit_at_its_edge():
     sizes = [(200, 300), (201, 300), (300, 201), (201, 603), (201, 602)]
     assert kept([("a", i, size) for i, size in enumerate(sizes)], min_side=200) == [False, True, True, True, True]
     assert kept([("a", i, size) for i, size in enumerate(sizes)], max_aspect=3.0)[3:] == [False, True]
+    assert kept([("a", 0, (400, 440))], max_aspect=1.1) == [440 / 400 < 1.1] == [False]  # but 440 < 1.1 * 400 holds
+    assert kept([("a", 0, (0, 5))], min_side=-1) == [False]
     words = [(" ".join("abcde"[:n]), n, (9, 9)) for n in range(1, 6)]
     assert kept(words, min_words=2, max_words=4) == [False, True, True, True, False]
     # distinct texts of an image and distinct images of a text: repeats of a row do not add up
@@ -405,7 +420,21 @@ def test_retrieval(monkeypatch):
     assert bool(left[0].isfinite().all())
     monkeypatch.setattr(align, "_CHUNK", 2)
     assert torch.equal(retrieve(query, gallery, 3, exclude=exclude)[1], left[1])
-    assert retrieve(query[:0], gallery, 2)[1].shape == (0, 2)
+    assert torch.equal(retrieve(query, gallery, 3, exclude=[1, 0, 3])[1], left[1])
+    assert retrieve(query[:0], gallery, 2, exclude=[])[1].shape == (0, 2)
+
+
+@pytest.mark.parametrize(("rows", "width", "queries"), [(3, 8, 1), (7, 64, 3), (13, 17, 8), (50, 512, 3)])
+def test_equal_rows_keep_their_order(rows, width, queries):
+    """Sums of float32 products may differ in the last digits for equal rows, and for multiples of a row."""
+    rng = torch.Generator().manual_seed(rows)
+    query, row = torch.randn(queries, width, generator=rng), torch.randn(1, width, generator=rng)
+    for gallery in (row.repeat(rows, 1), row * 2.0 ** torch.arange(rows)[:, None]):
+        scores, indices = retrieve(query, gallery, rows)
+        assert indices.tolist() == [list(range(rows))] * queries
+        assert bool((scores == scores[:, :1]).all())
+        assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores[:, 0], torch.nn.functional.cosine_similarity(query, row))
 
 
 @pytest.mark.parametrize(
@@ -416,6 +445,8 @@ def test_retrieval(monkeypatch):
         ({"k": 4, "exclude": torch.zeros(2, dtype=torch.long)}, r"k=4.*\[1, 3\]"),
         ({"exclude": torch.tensor([0, 4])}, r"exclude \[0, 4\]"),
         ({"exclude": torch.tensor([0])}, "2 indices"),
+        ({"exclude": [0, -1]}, r"exclude \[0, -1\]"),
+        ({"exclude": [0.5, 1.0]}, r"exclude \[0.5, 1.0\]"),
         ({"query": torch.ones(2, 3)}, r"query \(2, 3\)"),
         ({"query": torch.full((2, 2), math.nan)}, "query holds NaN"),
     ],

@@ -206,6 +206,33 @@ def test_bad_arguments(change, match):
             chunked_clip_loss(**{**arguments, **change}, chunk_size=2)
 
 
+@pytest.mark.parametrize("scale", [[1.0], None, "a", np.array([2.0]), np.array([1.0, 2.0])])
+def test_a_scale_is_one_number(scale):
+    for loss in (clip_loss, lambda *arguments: chunked_clip_loss(*arguments, 2)):
+        with pytest.raises(ValueError, match=r"^scale.*must be a float or a 0-d tensor"):
+            loss(*pairs(4, 0), scale)
+    assert clip_loss(*pairs(4, 0), np.float32(2)).loss == clip_loss(*pairs(4, 0), np.array(2.0)).loss
+
+
+@pytest.mark.parametrize("wide", range(4))
+def test_sides_of_different_dtypes(wide):
+    """As if all were of the wider one."""
+    sides = (*pairs(2, 0), *pairs(4, 1))
+    double = [x.double() for x in sides]
+    mixed = [double[side] if side == wide else sides[side] for side in range(4)]
+
+    def gathered(image, text, all_image, all_text):
+        return clip_loss(image, text, 5.0, all_image_features=all_image, all_text_features=all_text).loss
+
+    calls = [gathered]
+    if wide < 2:
+        calls += [lambda *sides: clip_loss(*sides[:2], 5.0).loss, lambda *sides: chunked_clip_loss(*sides[:2], 5.0, 1)]
+        calls += [lambda *sides: CLIPObjective()(*sides[:2]).loss]
+    for call in calls:
+        assert call(*mixed).dtype == torch.double
+        torch.testing.assert_close(call(*mixed), call(*double))
+
+
 def test_bad_chunks():
     with pytest.raises(ValueError, match="chunk_size=0"):
         chunked_clip_loss(*pairs(4, 0), 1.0, 0)
@@ -225,6 +252,11 @@ def test_logit_scale():
         assert scale.clamp_() is None
         assert scale.log_scale is parameter
         assert scale().item() == pytest.approx(expected, rel=1e-6)
+        assert 1 <= scale().item() <= 100
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        high = LogitScale(init=200.0).to(dtype)
+        high.clamp_()
+        assert 98 < high().item() <= 100
     for options in ({"init": 0}, {"init": -1.0}, {"init": math.inf}, {"max_scale": 0.5}):
         with pytest.raises(ValueError, match=next(iter(options))):
             LogitScale(**options)
@@ -347,6 +379,25 @@ def test_cached_step_with_a_locked_tower_and_a_list_of_texts():
     torch.testing.assert_close(tower.weight.grad, expected)
 
 
+@pytest.mark.parametrize("detached", [0, 1])
+def test_cached_step_with_features_that_the_loss_detaches(detached):
+    """The other tower gets its own gradient; the one without is not run again."""
+    sides, towers = pairs(5, 0), [seeded(lambda: Tower(0.0)) for _ in range(2)]
+
+    def loss_fn(*features):
+        return clip_loss(*(x.detach() if side == detached else x for side, x in enumerate(features)), 5.0).loss
+
+    plain = loss_fn(*(tower(side) for tower, side in zip(towers, sides, strict=True)))
+    expected = torch.autograd.grad(plain, [*towers[1 - detached].parameters()])
+    for tower in towers:
+        tower.calls.clear()
+    torch.testing.assert_close(cached_contrastive_step(*towers, *sides, loss_fn, 2), plain.detach())
+    for parameter, gradient in zip(towers[1 - detached].parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert all(parameter.grad is None for parameter in towers[detached].parameters())
+    assert [len(tower.calls) for tower in towers] == [3 if side == detached else 6 for side in range(2)]
+
+
 def test_cached_step_under_autocast():
     """Autocast keeps half-precision copies of weights; those made without gradient must not serve the second pass."""
     images, texts = pairs(6, 0)
@@ -463,6 +514,9 @@ def test_bad_model_inputs():
             model.encode_image(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"token_ids.*context_length=8"):
         model.encode_text(torch.zeros(2, 9, dtype=torch.long))
+    for bad in (-1, TINY["vocab_size"]):
+        with pytest.raises(ValueError, match=f"token_ids hold {bad}.*vocab_size={TINY['vocab_size']}"):
+            model.encode_text(torch.tensor([[1, bad]]))
     with pytest.raises(ValueError, match="patch_size=5"):
         CLIPModel(**{**TINY, "patch_size": 5})
 

@@ -25,7 +25,7 @@ from foveal.pretrain.cloc import (
 )
 from foveal.pretrain.cloc_towers import PatchTower, TextTower
 
-from .cloc_inputs import at_the_prompt, batch, objective
+from .cloc_inputs import REGIONS, at_the_prompt, batch, objective
 
 torch.set_num_threads(1)
 GOLDEN = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parents[1] / "golden/cloc.npz").items()}
@@ -236,6 +236,27 @@ def test_no_regions_at_all():
     for gradient in torch.autograd.grad(out.loss + lost, (region, text, boxes)):
         assert gradient.abs().max() == 0
     assert region_text_contrastive(region[:1], text[:1], 5.0).loss == 0  # nobody to be told from
+    empty = [x[:0].detach().requires_grad_() for x in (region, text)]
+    out = region_text_contrastive(*empty, 5.0)
+    assert out.loss == out.r2t == out.t2r == 0
+    assert all(gradient.shape == (0, 4) for gradient in torch.autograd.grad(out.loss, empty))
+
+
+@pytest.mark.parametrize("wide", [0, 1])
+def test_sides_of_different_dtypes(wide):
+    double = random(5, 4), random(5, 4, seed=1)
+    mixed = [x if side == wide else x.float() for side, x in enumerate(double)]
+    loss = region_text_contrastive(*mixed, 5.0).loss
+    assert loss.dtype == torch.double
+    torch.testing.assert_close(loss, region_text_contrastive(*double, 5.0).loss, atol=1e-6, rtol=1e-6)
+
+
+def test_no_cosine_is_above_one():
+    """That of equal texts may come out as 1.0000001: they stay negatives all the same."""
+    region, text = random(6, 8, seed=1).float(), random(1, 8).float().expand(6, -1)
+    for ignore_above in (None, 1.0):
+        found = region_text_contrastive(region, text, 5.0, ignore_above=ignore_above)
+        assert float(found.r2t) == pytest.approx(math.log(6))
 
 
 def test_the_choice_of_negatives_carries_no_gradient():
@@ -361,17 +382,31 @@ def test_objective_is_the_weighted_sum(build):
     assert model.region_scale().item() == pytest.approx(100)
 
 
-def test_a_batch_without_regions_trains_as_clip():
+@pytest.mark.parametrize("places", [REGIONS, 0])
+def test_a_batch_without_regions_trains_as_clip(places):
     model = objective()
     *inputs, valid = batch(3, 0)
     inputs[4] = torch.zeros_like(inputs[4])
-    out = model(*inputs, torch.zeros_like(valid))
+    inputs[3:] = [x[:, :places] for x in inputs[3:]]
+    out = model(*inputs, torch.zeros_like(valid)[:, :places])
     assert out.region_text == out.grounding == 0
     assert out.loss == out.clip
     out.loss.backward()
     for name, parameter in model.named_parameters():  # all take part, as DDP wants it
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("weight", "name"),
+    [("image_projection.bias", "image_features"), ("text_encoder.out.bias", "caption_features")],
+)
+def test_the_error_names_what_is_not_finite(weight, name):
+    model, inputs = objective(), batch(3, 0)
+    inputs[-1][:] = False  # no region's text is read
+    model.get_parameter(weight).data.fill_(math.nan)
+    with pytest.raises(ValueError, match=f"^{name} holds NaN"):
+        model(*inputs)
 
 
 def test_regions_are_drawn_by_the_generator():

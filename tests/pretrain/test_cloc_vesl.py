@@ -44,6 +44,8 @@ def test_selection():
     assert torch.equal(found.boxes, boxes[found.index])
     assert vesl_select(boxes, scores, max_regions=2).index.tolist() == [2, 1]
     assert vesl_select(boxes, scores, min_top=0.8).index.tolist() == [2, 1, 3, 4]
+    for top in (0.1, 0.7, 0.9):  # float32 holds 0.1 a little higher, 0.7 and 0.9 a little lower
+        assert len(vesl_select(boxes[:1], torch.tensor([[top]]), 0.0, top).index) == 1
     for nothing in (
         vesl_select(boxes, scores / 4),
         vesl_select(boxes[:0], scores[:0]),

@@ -134,6 +134,9 @@ def test_pooling():
     assert pool_regions(x, mask).tolist() == [[2.0, -5.0]]
     assert pool_regions(x, mask, "mean").tolist() == [[1.5, -6.0]]
     assert pool_regions(x, ~mask & mask).tolist() == [[0.0, 0.0]]
+    many = pool_regions(torch.full((1, 100, 2), 1000.0).half(), None, "mean")  # their sum is beyond half precision
+    assert many.dtype == torch.float16
+    assert many.tolist() == [[1000.0, 1000.0]]
     x[0, 2] = float("nan")
     assert pool_regions(x, mask).isfinite().all()
     assert pool_regions(x, mask, "mean").isfinite().all()
@@ -149,6 +152,8 @@ def test_order_of_regions_does_not_matter_and_the_maximum_precedes_the_norm():
     lengths = torch.tensor([1.0, 5.0, 0.1, 1.0])[:, None]  # were regions normalised first, this would change nothing
     assert abs(region_contrastive_loss(regions * lengths, text, 5.0) - loss) > 1e-3
     torch.testing.assert_close(region_contrastive_loss(regions * 7, text, 5.0), loss)
+    for a, b in ((regions.double(), text), (regions, text.double())):
+        torch.testing.assert_close(region_contrastive_loss(a, b, 5.0), loss.double())
     alone = torch.stack([region_contrastive_loss(level[None], text, 5.0) for level in regions])
     torch.testing.assert_close(alone.mean(), loss)
 
@@ -176,6 +181,8 @@ def test_windows_are_cut_row_by_row():
     assert windows[3, :, 0].tolist() == x[1, :2, 3:, 0].flatten().tolist()
     assert windows[4, :, 0].tolist() == x[0, 2:, :3, 0].flatten().tolist()
     assert torch.equal(window_merge(windows, 2, 4, 6), x)
+    assert window_partition(x[:0], 2).shape == (0, 6, 1)
+    assert window_merge(window_partition(x[:0], 2), 2, 4, 6).shape == (0, 4, 6, 1)
 
 
 def test_bad_windows():
@@ -281,14 +288,35 @@ def test_ensembles():
     assert ensemble_scores(det.half(), vlm).dtype == torch.float32
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.35, 1.0])
+def test_classes_that_a_model_rules_out(weight):
+    """−∞ of a model without weight says nothing, also about the background; with weight the class is impossible."""
+    det, vlm = rand(2, 3, 4), rand(2, 3, 4, seed=1)
+    one, two = torch.tensor([[False, True, False, False], [True, False, True, False]])
+    scores = ensemble_scores(det.masked_fill(one, float("-inf")), vlm, None, 0, weight)
+    assert bool((scores[..., 1] > 0).all()) == (weight == 1)
+    scores = ensemble_scores(det, vlm.masked_fill(two, float("-inf")), None, 0, weight)
+    torch.testing.assert_close(scores.sum(-1), torch.ones(2, 3))
+    assert (scores[..., 0] > 0).all()
+    assert bool((scores[..., 2] > 0).all()) == (weight == 0)
+    if weight == 0:
+        torch.testing.assert_close(scores, det.softmax(-1))
+
+
 def test_bad_ensembles():
     det = rand(2, 3, 4)
+    odd, none = det.clone(), det.clone()
+    odd[1, 2, 3] = float("nan")
+    none[1, 2] = float("-inf")
     for arguments, name in (
         ((det, det[:1]), "vlm_logits"),
         ((det, det, torch.ones(3)), "base"),
         ((det, det, None, 1.5), "alpha=1.5"),
         ((det, det, None, 0.3, 0.6, torch.ones(2, 2)), "objectness"),
         ((det, det, None, 0.3, 0.6, 2 * torch.ones(2, 3)), "sigmoid"),
+        ((odd, det), "^det_logits must be without NaN"),
+        ((det, odd), "^vlm_logits must be without NaN"),
+        ((det, none), "^vlm_logits .*at least one class"),
     ):
         with pytest.raises(ValueError, match=name):
             ensemble_scores(*arguments)
@@ -328,10 +356,14 @@ def test_head_and_pyramid():
         5: (2, 6, 2, 3),
     }
     assert list(SimpleFeaturePyramid(8, 6, (4,))(rand(1, 8, 1, 1))) == [4]
+    assert SimpleFeaturePyramid(6, 8, (3, 5))(rand(1, 6, 2, 2))[3].shape == (1, 8, 4, 4)
+    assert SimpleFeaturePyramid(5, 8, (4, 5))(rand(1, 5, 2, 2))[5].shape == (1, 8, 1, 1)
     for build, name in (
         (lambda: SimpleFeaturePyramid(8, 6, (1, 2)), "levels"),
         (lambda: SimpleFeaturePyramid(8, 6, ()), "levels"),
         (lambda: SimpleFeaturePyramid(6, 6), "dim=6"),
+        (lambda: SimpleFeaturePyramid(5, 6, (4, 3)), "dim=5.*multiple of 2"),
+        (lambda: SimpleFeaturePyramid(0, 6, (4,)), "dim=0"),
         (lambda: DitoRegionHead(6, 3, 0, 5), "hidden=0"),
         (lambda: head(rand(2, 4, 6, 2, 2)), "roi_features"),
     ):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from foveal.nn.boxes import iou
+from foveal.nn.boxes import iou, nms
 from foveal.pretrain.dito import DitoDetector, DitoRegionHead, SimpleFeaturePyramid, WindowViT, centerness
 from foveal.pretrain.dito_detector import DetectorConfig, FrozenMap, LabelledBoxes
 from foveal.pretrain.dito_proposals import (
@@ -154,6 +154,29 @@ def test_detections():
     again = model(IMAGES[1:], TEXT, base)[0]
     torch.testing.assert_close(again.scores, found[1].scores)
     torch.testing.assert_close(again.boxes, found[1].boxes)
+
+
+def test_near_duplicates_do_not_crowd_out_other_objects():
+    """1,000 boxes around one object, and a last one that is less sure: as suppression without any cut finds them."""
+    boxes = torch.tensor([[0.1, 0.1, 0.3, 0.3]]).repeat(1001, 1)
+    boxes[-1] = torch.tensor([0.6, 0.6, 0.9, 0.9])
+    scores = torch.tensor([0.1, 0.3, 0.3, 0.3]).repeat(1001, 1)
+    scores[-1] = torch.tensor([0.2, 0.29, 0.0, 0.0])
+    found = detector()[0]._kept(boxes, scores)
+    assert found.scores.tolist() == pytest.approx([0.3, 0.3, 0.3, 0.29, 0.0, 0.0])
+    assert sorted(found.labels[:3].tolist()) == [1, 2, 3]
+    assert torch.equal(found.boxes[3], boxes[-1])
+
+
+@pytest.mark.parametrize("detections", [1, 30, 10_000])
+def test_suppression_is_that_of_each_class_alone(detections):
+    boxes, scores = some_boxes(150), torch.rand(150, 20, generator=torch.Generator().manual_seed(1))
+    found = detector(detections=detections)[0]._kept(boxes, scores)
+    every = [(float(scores[i, k]), k, i) for k in range(1, 20) for i in nms(boxes, scores[:, k], 0.5).tolist()]
+    best = sorted(every, reverse=True)[:detections]
+    assert found.scores.tolist() == [score for score, _, _ in best]
+    assert found.labels.tolist() == [label for _, label, _ in best]
+    assert torch.equal(found.boxes, boxes[[place for _, _, place in best]])
 
 
 def test_new_classes_are_new_rows():

@@ -236,6 +236,14 @@ def test_sampling_follows_its_generator():
     assert len({tuple(drawn) for drawn in draws[0]}) > 1  # fresh at every step
 
 
+def test_short_captions_may_be_a_tuple():
+    drawn = [
+        sample_subcaptions("raw", kind(["s"]), "a. b", 3, torch.Generator().manual_seed(0)) for kind in (list, tuple)
+    ]
+    assert drawn[0] == drawn[1]
+    assert Captions("raw", ("s",), "a. b").sample(3, torch.Generator().manual_seed(0)) == drawn[0]
+
+
 def test_bad_sampling():
     rng = torch.Generator()
     for arguments, match in (

@@ -155,6 +155,32 @@ def test_gradient_of_one_side_alone(frozen):
     torch.testing.assert_close(one[1 - frozen].grad, both[1 - frozen].grad)
 
 
+@pytest.mark.parametrize("axes", [(1, 2), (0, 1)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_gradient_of_tokens_that_are_a_view(axes, side):
+    """As ``map.flatten(2).mT`` and a tower that puts the sequence first give them."""
+    leaves = [x.requires_grad_() for x in random_tokens(3, 3, 4, 5, 6, 0, masked=False)[:2]]
+    viewed = list(leaves)
+    viewed[side] = leaves[side].transpose(*axes).contiguous().transpose(*axes)
+    assert not viewed[side].is_contiguous()
+    for left, right in zip(
+        *(torch.autograd.grad(filip_loss(*both, 5.0).loss, leaves) for both in (viewed, leaves)), strict=True
+    ):
+        torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("wide", [0, 1])
+def test_sides_of_different_dtypes(wide):
+    """As if both were of the wider one."""
+    image, text = (x.float() for x in random_tokens(3, 3, 4, 5, 6, 0, masked=False)[:2])
+    double = image.double(), text.double()
+    mixed = [double[side] if side == wide else (image, text)[side] for side in range(2)]
+    assert filip_loss(*mixed, 5.0).loss.dtype == torch.double
+    torch.testing.assert_close(filip_loss(*mixed, 5.0).loss, filip_loss(*double, 5.0).loss)
+    assert torch.equal(select_tokens(*mixed, 0.5)[2], select_tokens(*double, 0.5)[2])
+    assert torch.equal(word_patch_alignment(mixed[0][0], mixed[1][0]), word_patch_alignment(double[0][0], double[1][0]))
+
+
 def test_one_token_each_is_clip():
     image, text, *_ = random_tokens(4, 4, 1, 1, 6, 0, masked=False)
     out, clip = filip_loss(image, text, 7.0), clip_loss(image[:, 0], text[:, 0], 7.0)
@@ -309,6 +335,45 @@ def test_selection_keeps_the_lower_index_of_equals_and_carries_gradient():
     assert select_tokens(torch.ones(1, 100, 3), torch.ones(1, 1, 3), 0.29)[2].shape == (1, 29)
 
 
+@pytest.mark.parametrize(("n", "d"), [(5, 33), (13, 17), (30, 64)])
+def test_equal_tokens_keep_their_order(n, d):
+    """Float32 products may differ in the last digits for equal tokens; the order is that of float64 cosines."""
+    rng = torch.Generator().manual_seed(n)
+    token, reference = torch.randn(1, 1, d, generator=rng), torch.randn(2, 3, d, generator=rng)
+    equal = token * 2.0 ** torch.arange(n)[:, None]  # multiples without rounding
+    assert select_tokens(equal, reference[:1, :1], 1.0)[2].tolist() == [list(range(n))]
+    rows = torch.randn(3, n, d, generator=rng)[:, torch.randint(n, (2 * n,), generator=rng)]
+    mask = torch.rand(3, 2 * n, generator=rng) < 0.7
+    cosines = F.normalize(rows.double(), dim=-1) @ F.normalize(reference.double(), dim=-1).flatten(0, 1).T
+    best = (cosines.amax(2) * 2**30).round().masked_fill(~mask, -math.inf)
+    order = best.sort(dim=1, descending=True, stable=True).indices
+    assert torch.equal(select_tokens(rows, reference, 1.0, mask=mask)[2], order)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("image_tokens", lambda x, real, bad, _: token_similarity(bad, x, image_mask=real)),
+        ("text_tokens", lambda x, real, bad, _: token_similarity(x, bad, text_mask=real)),
+        ("tokens", lambda x, real, bad, _: select_tokens(bad, x, mask=real)),
+        ("reference_tokens", lambda x, real, bad, _: select_tokens(x, bad, reference_mask=real)),
+        ("prompt_tokens", lambda x, real, bad, _: prompt_ensemble_similarity(x, bad[:, None], real[:, None])),
+        ("image_tokens", lambda x, real, bad, _: prompt_ensemble_similarity(bad, x[:, None], _, image_mask=real)),
+        ("text_tokens", lambda x, real, bad, _: word_patch_alignment(x[0], bad[0], real[0])),
+        ("image_tokens", lambda x, real, bad, _: word_patch_alignment(bad[0][real[0]], x[0])),
+    ],
+)
+def test_only_real_tokens_must_be_finite(name, call, bad):
+    x = random_tokens(2, 2, 3, 3, 4, 0, masked=False)[0]
+    real, spoilt = torch.ones(2, 3, dtype=torch.bool), x.clone()
+    spoilt[0, 1, 2] = bad
+    with pytest.raises(ValueError, match=f"^{name} holds NaN or infinity"):
+        call(x, real, spoilt, real[:, None])
+    real[0, 1] = False
+    call(x, real, spoilt, torch.ones(2, 1, 3, dtype=torch.bool))
+
+
 def test_bad_selection():
     rows, reference = torch.ones(2, 3, 4), torch.ones(2, 3, 4)
     for ratio in (0.0, 1.1, -1.0, math.nan):
@@ -434,4 +499,5 @@ def test_processes_with_texts_of_different_lengths(two_processes):
 def test_processes_refuse_together(two_processes):
     for result in two_processes:
         assert "is False everywhere in sample 5" in result["filip"]["all_padding"]
-        assert "NaN" in result["filip"]["poisoned"]
+        assert "text_tokens holds NaN" in result["filip"]["poisoned"]
+        assert "image_tokens holds NaN" in result["filip"]["poisoned_image"]

@@ -200,6 +200,18 @@ def test_nothing_to_match_is_zero_with_gradient():
     assert not any(x.grad.any() for x in (pred, region, desc))
 
 
+def test_one_side_in_double_precision():
+    pred, target, mask, region, desc = some()
+    match = match_boxes(pred, target, mask)
+    expected = region_description_loss(region.double(), desc.double(), mask, match, 5.0)
+    for a, b in ((region.double(), desc), (region, desc.double())):
+        close(region_description_loss(a, b, mask, match, 5.0), expected)
+    image, caption = region[:, 0], desc[:, 0]
+    expected = image_caption_loss(image.double(), caption.double(), 5.0)
+    for a, b in ((image.double(), caption), (image, caption.double())):
+        close(image_caption_loss(a, b, 5.0), expected)
+
+
 def test_bad_input_of_the_losses():
     pred, target, mask, region, desc = some()
     match = match_boxes(pred, target, mask)

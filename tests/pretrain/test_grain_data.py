@@ -63,6 +63,7 @@ def test_selection():
     torch.testing.assert_close(targets[2], torch.tensor([0.75, 0.25, 0.5, 0.5]))  # cut off at the edge
     assert not targets[3].any()
     assert select_regions(boxes[:0], scores[:0], (16, 8))[1].sum() == 0
+    assert torch.equal(select_regions(boxes.long(), scores, (16, 8), k=4)[0], targets)
 
 
 def test_bad_selections():
@@ -84,6 +85,7 @@ def test_descriptions_are_cleaned():
         "red, of course",
         "wings",
     ]
+    assert clean_descriptions(["-\u00a0blue", "\u00a0* -\u2003- red "]) == ["blue", "red"]
     assert clean_descriptions([str(i) for i in range(20)], 3) == ["0", "1", "2"]
     with pytest.raises(ValueError, match="lines"):
         clean_descriptions("one text")

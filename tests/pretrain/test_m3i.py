@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     ConvNextConfig,
     ConvNextModel,
@@ -136,6 +137,17 @@ def test_entropy_grows_with_the_scale():
     assert gaussian_entropy(torch.ones(1, 3)).isfinite()
 
 
+def test_entropy_of_fewer_samples_than_dimensions():
+    """`eps` alone gives it a volume, however large the other directions are."""
+    z = 100 * normal(8, 64).float()
+    spread = torch.linalg.svdvals(z.double() - z.double().mean(0))[:7].square() / 8  # the other 57 variances are 0
+    expected = (64 * math.log(2 * math.pi * math.e) + (spread + 1e-4).log().sum() + 57 * math.log(1e-4)) / 2
+    found = gaussian_entropy(z)
+    assert found.dtype == torch.float32
+    close(found, expected, 1e-6)
+    assert gaussian_entropy(normal(20, 3), 0.0).isfinite()
+
+
 def test_the_bound():
     pred, target = normal(8, 6), normal(8, 6, seed=1)
     assert mutual_information(pred, target, temperature=0.1) <= math.log(8)
@@ -150,6 +162,7 @@ def test_joint_objective_divides_by_the_valid():
     terms = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([5.0, math.nan]), "c": torch.tensor([7.0, 7.0])}
     valid = {"b": torch.tensor([True, False]), "c": torch.tensor([False, False])}
     assert float(joint_objective(terms, {"a": 1.0, "b": 0.5, "c": 9.0}, valid)) == -(2.0 + 2.5)
+    assert float(joint_objective({"a": torch.zeros(0)}, {"a": 1.0})) == 0
 
 
 def test_mixing_places_every_token_once():
@@ -335,6 +348,27 @@ def test_visible_places_are_no_dense_targets():
     assert calls == [[8] * 8]
 
 
+def test_samples_with_nothing_hidden_do_not_count():
+    """View 2 lies in the first patch, which half of the images show; predicting 0 costs the others D/2."""
+    parts, (view1, view2, *_) = objective(weights={"inter": 1.0}), batch()
+    for parameter in parts.dense.inter.parameters():
+        parameter.data.zero_()
+    relative = torch.tensor([[0.01, 0.01, 0.02, 0.02]]).expand(4, 4)
+    close(parts(view1, view2, generator=rng(), relative=relative).loss, 8 + 8 * math.log(2 * math.pi), 1e-3)
+
+
+@pytest.mark.parametrize("case", [None, "mae", "data2vec"])
+def test_without_a_generator_torch_draws(case):
+    parts = objective()
+    part = parts if case is None else parts.single(case)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = (part(*batch()).loss for _ in range(2))
+        torch.manual_seed(0)
+        assert torch.equal(part(*batch()).loss, first)
+    assert not torch.equal(first, second)
+
+
 def test_samples_without_text_and_label():
     parts, (view1, view2, ids, *_) = objective(), batch()
     out = parts(view1, view2, generator=rng())
@@ -348,15 +382,16 @@ def test_samples_without_text_and_label():
     assert alone.terms["text"].item() == pytest.approx(0, abs=1e-6)  # its text is the only one in the bank
 
 
-def test_texts_of_transformers():
+@pytest.mark.parametrize("kind", [CLIPTextModelWithProjection, CLIPTextModel])
+def test_texts_of_transformers(kind):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = CLIPTextConfig(**sizes, vocab_size=20, projection_dim=8, eos_token_id=19, bos_token_id=18, pad_token_id=0)
-    texts = CLIPTextModelWithProjection(config)
+    texts = kind(config)
     parts, ids = M3IObjective(vit(), texts, 16, 8), torch.tensor([[18, 3, 19], [18, 4, 19]])
     view1, view2 = batch(2)[:2]
     out = parts(view1, view2, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, generator=rng())
     out.loss.backward()
-    assert texts.text_projection.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in texts.parameters())
 
 
 def test_training_improves_every_term():
@@ -406,6 +441,17 @@ def test_every_special_case_trains(case):
     assert all(p.grad is None for p in single.parts.target_encoder.parameters())
 
 
+@pytest.mark.parametrize("case", ["mae", "beit", "data2vec"])
+def test_masked_cases_of_an_encoder_with_larger_cells(case):
+    """Its ``patch_size`` is that of its first layer."""
+    convnext = ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32))
+    view = normal(2, 3, 16, 24).float()
+    single = M3IObjective(convnext, None, 16, 8).single(case)
+    single(view, view, generator=rng()).loss.backward()
+    if case == "mae":
+        assert single.to_pixels.out_features == 3 * 8 * 8
+
+
 def test_special_cases_share_the_parts():
     parts = objective()
     single = parts.single("clip")
@@ -428,7 +474,7 @@ def test_bad_special_cases():
     with pytest.raises(ValueError, match="patch_size"):
         M3IObjective(nn.Sequential(nn.Conv2d(3, 16, 4, 4)), None, 16, 8).single("mae")
     view1, view2 = batch()[:2]
-    for case, missing in (("clip", "text"), ("supervised", "labels"), ("mae", "generator=None")):
+    for case, missing in (("clip", "text"), ("supervised", "labels")):
         with pytest.raises(ValueError, match=missing):
             parts.single(case)(view1, view2)
 
@@ -455,12 +501,27 @@ def test_bad_likelihoods():
         gaussian_log_likelihood(two, three)
     with pytest.raises(ValueError, match="mask"):
         gaussian_log_likelihood(two, two, mask=torch.ones(2, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match="eps=0"):
-        gaussian_entropy(two, 0.0)
+    for eps, z in ((0.0, two), (0.0, normal(8, 64)), (-1.0, two), (math.nan, two)):
+        with pytest.raises(ValueError, match="eps="):
+            gaussian_entropy(z, eps)
     with pytest.raises(ValueError, match=r"z \(4,\)"):
         gaussian_entropy(torch.ones(4))
     with pytest.raises(ValueError, match="family='laplace'"):
         mutual_information(two, two, "laplace")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_likelihoods_of_non_finite_numbers(bad):
+    good, spoilt = normal(3, 4), normal(3, 4)
+    spoilt[1, 2] = bad
+    with pytest.raises(ValueError, match="pred holds NaN"):
+        boltzmann_log_likelihood(spoilt, good)
+    with pytest.raises(ValueError, match="target holds NaN"):
+        boltzmann_log_likelihood(good, spoilt)
+    with pytest.raises(ValueError, match="z holds NaN"):
+        gaussian_entropy(spoilt)
+    with pytest.raises(ValueError, match=r"terms\['b'\] holds NaN"):
+        joint_objective({"a": torch.ones(2), "b": torch.tensor([1.0, bad])}, {"a": 1.0, "b": 1.0})
 
 
 def test_bad_mixing_and_terms():
@@ -488,14 +549,27 @@ def test_bad_mixing_and_terms():
 def test_bad_objectives():
     view1, view2, ids, labels, has_text, _ = batch()
     parts = objective()
-    with pytest.raises(ValueError, match="generator=None"):
-        parts(view1, view2)
+    with pytest.raises(ValueError, match="view1 holds NaN"):
+        parts(view1.masked_fill(view1 > 2, math.nan), view2, ids, labels, generator=rng())
     with pytest.raises(ValueError, match="view2"):
         parts(view1, view2[:3], generator=rng())
     with pytest.raises(ValueError, match=r"relative \(4, 2\)"):
         parts(view1, view2, generator=rng(), relative=torch.ones(4, 2))
     with pytest.raises(ValueError, match=r"labels must be in \[0, 5\)"):
         parts(view1, view2, None, labels + 5, generator=rng())
+    for rows in (3, 5):
+        with pytest.raises(ValueError, match=rf"labels \({rows},\) must be \(4,\)"):
+            parts(view1, view2, None, labels.repeat(2)[:rows], generator=rng())
+        with pytest.raises(ValueError, match=f"text has {rows} rows for 4 images"):
+            parts(view1, view2, ids.repeat(2, 1)[:rows], generator=rng())
+        with pytest.raises(ValueError, match=f"text has {rows} rows for 4 images"):
+            parts.single("clip")(view1, view2, ids.repeat(2, 1)[:rows])
+    bare = M3IObjective(vit(), None, 16, 8)
+    for part in (bare, bare.single("simclr")):
+        with pytest.raises(ValueError, match="text given, but text_encoder=None"):
+            part(view1, view2, ids, generator=rng())
+        with pytest.raises(ValueError, match="labels given, but num_classes=None"):
+            part(view1, view2, None, labels, generator=rng())
     with pytest.raises(ValueError, match=r"has_text \(3,\)"):
         parts(view1, view2, ids, None, has_text[:3], generator=rng())
     with pytest.raises(ValueError, match="text_encoder returned"):
@@ -504,6 +578,9 @@ def test_bad_objectives():
         objective(weights={"pixels": 1.0})
     with pytest.raises(ValueError, match="weights has"):
         M3IObjective(vit(), None, 16, 8, weights={"text": 1.0})
+    for weight in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="weights="):
+            objective(weights={"intra": 1.0, "inter": weight})
     with pytest.raises(ValueError, match="momentum=2"):
         objective(momentum=2.0)
     with pytest.raises(ValueError, match="num_classes=1"):

@@ -118,7 +118,8 @@ def test_mixture_equals_scikit_learn():
     close(found.noise_prob, peer.predict_proba(scaled)[:, 1], 1e-3)
 
 
-def test_mixture_against_a_slow_loop():
+@pytest.mark.parametrize(("rounds", "reg"), [(3, 0.01), (3, 0.0), (0, 0.01)])
+def test_mixture_against_a_slow_loop(rounds, reg):
     losses = two_groups()[:20].double()
     x = [(v - float(losses.min())) / float(losses.max() - losses.min()) for v in losses.tolist()]
     mean = sum(x) / len(x)
@@ -135,14 +136,14 @@ def test_mixture_against_a_slow_loop():
             rows.append([d / sum(density) for d in density])
         return rows
 
-    for _ in range(3):
+    for _ in range(rounds):
         rows = shares()
         for k in range(2):
             mass = sum(row[k] for row in rows)
             means[k] = sum(row[k] * v for row, v in zip(rows, x, strict=True)) / mass
-            variances[k] = sum(row[k] * (v - means[k]) ** 2 for row, v in zip(rows, x, strict=True)) / mass + 0.01
+            variances[k] = sum(row[k] * (v - means[k]) ** 2 for row, v in zip(rows, x, strict=True)) / mass + reg
             weights[k] = mass / len(x)
-    found = fit_noise_gmm(losses, 3, 0.01)
+    found = fit_noise_gmm(losses, rounds, reg)
     close(found.means, means)
     close(found.variances, variances)
     close(found.noise_prob, [row[1] for row in shares()])
@@ -160,6 +161,13 @@ def test_noise_grows_with_the_loss():
 def test_equal_losses_are_no_noise():
     assert not fit_noise_gmm(torch.full((7,), 2.5)).noise_prob.any()
     assert bool(fit_noise_gmm(torch.tensor([0.0, 1.0])).noise_prob.isfinite().all())
+    for dtype in (torch.float32, torch.float64):  # equal but for rounding: 100 pairs that no one could mix up
+        assert not fit_noise_gmm(itc_per_sample(torch.eye(100, dtype=dtype))).noise_prob.any()
+    close(fit_noise_gmm(1 + 1e-3 * two_groups()).noise_prob, fit_noise_gmm(two_groups()).noise_prob, 1e-2)
+
+
+def test_without_regularisation_nothing_divides_by_zero():
+    assert fit_noise_gmm(torch.tensor([2, 2, 2, 5, 5]), reg=0.0).noise_prob.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_estimator_keeps_what_it_has_not_seen():
@@ -182,6 +190,15 @@ def test_estimator_keeps_what_it_has_not_seen():
         estimator.record(torch.arange(3), torch.ones(2))
     with pytest.raises(ValueError, match="size=1"):
         NoiseEstimator(1)
+
+
+def test_two_processes_fit_one_mixture(two_processes):
+    """Each has seen half of the pairs; the first was also given one of the second's, as samplers do to fill up."""
+    losses = two_groups()
+    for result in two_processes:
+        found = torch.tensor(result["nevlp"]["noise"])
+        close(found[:100], fit_noise_gmm(losses).noise_prob)
+        assert not found[100:].any()
 
 
 # Contrast -------------------------------------------------------------------------------------------------------------
@@ -260,6 +277,15 @@ def test_concepts():
         retrieve_concepts(torch.ones(2, 3), vectors, 1)
 
 
+def test_autocast_keeps_close_concepts_apart():
+    rng = torch.Generator().manual_seed(0)
+    image, concepts = torch.randn(4, 64, generator=rng), 1 + 0.02 * torch.randn(200, 64, generator=rng)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = retrieve_concepts(image, concepts, 5)
+    for mine, plain in zip(found, retrieve_concepts(image, concepts, 5), strict=True):
+        assert torch.equal(mine, plain)
+
+
 def test_hard_negatives_follow_the_softmax():
     sim = torch.tensor([[9.0, 1.0, 0.0], [0.0, 9.0, 2.0], [1.0, 1.0, 9.0]])
     rng = torch.Generator().manual_seed(0)
@@ -290,7 +316,7 @@ def test_labels_are_the_words_of_the_text():
 def test_matching_averages_the_scores():
     logits = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([1, 0, 0])
-    close(itm_loss(logits, labels), F.cross_entropy(logits.mean(1), labels))
+    close(itm_loss(logits=logits, labels=labels), F.cross_entropy(logits.mean(1), labels))
 
 
 # Bridge ---------------------------------------------------------------------------------------------------------------
@@ -415,6 +441,26 @@ def test_duplicates_are_no_negatives():
         assert not bool((wrong_texts[:, :4] == ids[0, :4]).all(1).any())
 
 
+def test_equal_texts_have_no_negatives():
+    features, prob, ids, mask, concepts, concept_mask = inputs(3, 0)
+    objective, seen = Objective(), []
+    plain = objective.bridge.match
+    objective.bridge.match = lambda *given: seen.append(given) or plain(*given)
+    ids, mask = ids[:1].expand(3, -1), mask[:1].expand(3, -1)
+    out = objective(features, prob, ids, mask, concepts, concept_mask)
+    assert len(seen[0][0]) == 3
+    close(out.citm, itm_loss(plain(features, ids, mask, concepts, concept_mask), torch.ones(3, dtype=torch.long)))
+
+
+def test_processes_may_pad_differently(two_processes):
+    """Texts and concepts are longer on the second process, by places of padding."""
+    found = [result["nevlp"] for result in two_processes]
+    for result in found:
+        assert result["padded"]["loss"] == pytest.approx(result["plain"]["loss"], abs=1e-5)
+        for name, gradient in result["plain"]["parameters"].items():
+            close(torch.tensor(result["padded"]["parameters"][name]), gradient)
+
+
 def peer_vision():
     sizes = {"hidden_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     return seeded(lambda: ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4), add_pooling_layer=False))
@@ -507,8 +553,8 @@ def test_prefix_into_a_frozen_llama():
     [
         ({"sim": torch.ones(5, 4)}, r"sim \(5, 4\)"),
         ({"sim": torch.full((5, 5), math.nan)}, "sim holds NaN"),
-        ({"noise_prob": torch.full((5,), 1.5)}, "noise_prob must be finite"),
-        ({"noise_prob": torch.full((5,), math.nan)}, "noise_prob must be finite"),
+        ({"noise_prob": torch.full((5,), 1.5)}, r"noise_prob holds 1\.5.*must be finite"),
+        ({"noise_prob": torch.full((5,), math.nan)}, "noise_prob holds nan.*must be finite"),
         ({"noise_prob": torch.zeros(4)}, r"noise_prob \(4,\)"),
         ({"lam": -0.1}, r"lam=-0\.1"),
         ({"lam": math.nan}, "lam=nan"),
@@ -525,7 +571,7 @@ def test_other_bad_input():
     for losses in (torch.ones(3, 2), torch.ones(1), torch.tensor([1.0, math.nan])):
         with pytest.raises(ValueError, match="losses"):
             fit_noise_gmm(losses)
-    for options in ({"num_iter": 0}, {"reg": 0.0}):
+    for options in ({"num_iter": -1}, {"reg": -1e-4}, {"reg": math.nan}):
         with pytest.raises(ValueError, match=next(iter(options))):
             fit_noise_gmm(torch.rand(4), **options)
     with pytest.raises(ValueError, match="query"):

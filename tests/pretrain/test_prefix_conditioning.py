@@ -326,6 +326,8 @@ def test_invariants_of_unicl():
         (lambda v, t: unicl_loss(v * math.nan, t, torch.zeros(4, dtype=torch.long), 1.0), "NaN"),
         (lambda *_: unicl_targets(torch.zeros(2, 2, dtype=torch.long)), r"labels \(2, 2\)"),
         (lambda *_: unicl_targets(torch.tensor(1)), r"labels \(\)"),
+        (lambda v, t: PrefixConditioningObjective("clip")(v, t, torch.zeros(3, dtype=torch.long)), r"labels \(3,\)"),
+        (lambda v, t: PrefixConditioningObjective("clip")(v, t, torch.zeros(4)), "float32"),
         (lambda *_: PrefixConditioningObjective("siglip"), "objective='siglip'.*unicl, clip"),
     ],
 )
@@ -349,6 +351,7 @@ def test_an_epoch_is_one_source_a_batch_and_every_sample_once():
     assert sorted((c, i) for c, batch in everything for i in batch.tolist()) == [
         (c, i) for c, size in enumerate((10, 3, 25)) for i in range(size)
     ]
+    assert list(debiased_batches([3, 0], 4, rng())) == []  # no full batch: all of it is the rest
 
 
 def test_sources_are_mixed_over_the_epoch_and_the_seed_decides():
@@ -380,7 +383,6 @@ def test_weighted_batches_walk_through_permutations():
         ({"batch_size": 0}, "batch_size=0"),
         ({"sizes": []}, r"sizes=\(\)"),
         ({"sizes": [3, -1]}, r"sizes=\(3, -1\)"),
-        ({"sizes": [1, 1]}, r"make no batch of batch_size=2"),
         ({"weights": [1, 1]}, "num_batches=None"),
         ({"num_batches": 3}, "weights=None"),
         ({"weights": [1], "num_batches": 3}, "one for each of 2"),

@@ -116,7 +116,7 @@ def test_golden_model(released):
     matching, distances = released.forward_itm(ref)
     close(matching, ref["itm_logits"])
     close(distances, ref["distances"])
-    close(itm_loss(matching, ref["targets"]), ref["itm_loss"])
+    close(itm_loss(matching, targets=ref["targets"]), ref["itm_loss"])
 
 
 def test_golden_objective(released):
@@ -405,7 +405,7 @@ def test_bad_losses():
             loss(two, torch.ones(2, 4))
         with pytest.raises(ValueError, match="at least one"):
             loss(two[:0], two[:0])
-    with pytest.raises(ValueError, match="targets"):
+    with pytest.raises(ValueError, match=r"targets.* hold 2"):
         itm_loss(torch.ones(2, 2), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="targets"):
         itm_loss(two, torch.tensor([0, 1]))
@@ -413,6 +413,10 @@ def test_bad_losses():
         wra_loss(torch.ones(2), torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="image_mask"):
         wra_distance(torch.ones(2, 3, 4), torch.ones(2, 3, 4), torch.ones(2, 3), torch.ones(2, 2))
+    hidden, bad = torch.ones(2, 3, 4), torch.full((2, 3, 4), float("nan"))
+    for name, pair in (("text_hidden", (bad, hidden)), ("image_hidden", (hidden, bad))):
+        with pytest.raises(ValueError, match=f"{name} holds NaN"):
+            wra_distance(*pair, torch.ones(2, 3), torch.ones(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -441,10 +445,34 @@ def test_bad_masked_regions_and_tasks():
         objective("vqa", batch())
     with pytest.raises(ValueError, match=r"no 'detector_probs'.*task='mrc'"):
         objective("mrc", {name: value for name, value in batch().items() if name != "detector_probs"})
+    for shape in ((4, 4, 5), (4, 5, 6), (4, 5)):
+        with pytest.raises(ValueError, match=rf"detector_probs \({', '.join(map(str, shape))}\).*\(4, 5, 5\)"):
+            objective("mrc_kl", batch(detector_probs=torch.ones(shape)))
     with pytest.raises(ValueError, match="mrm_reduction='max'"):
         UNITERObjective(model(), mrm_reduction="max")
     with pytest.raises(ValueError, match="labels"):
         objective("mlm", batch(labels=torch.ones(4, 6, dtype=torch.long)))
+
+
+@pytest.mark.parametrize("task", ["mlm", "mrfr", "itm"])
+def test_a_task_looks_at_its_own_inputs_alone(task):
+    objective, needed = UNITERObjective(model()), {"mlm": "labels", "mrfr": "masked_regions", "itm": "targets"}[task]
+    other = dict.fromkeys({"labels", "masked_regions", "targets"} - {needed})
+    given = batch(**other, detector_probs=torch.full((4, 5, 5), float("nan")), captions=["a cat"] * 4)
+    assert torch.equal(objective(task, given).loss, objective(task, batch()).loss)
+    with pytest.raises(ValueError, match=f"no '{needed}'.*task='{task}'"):
+        objective(task, batch(**{needed: None}))
+    spoilt = batch()["region_features"].clone()
+    spoilt[1, 2, 0] = float("nan")
+    with pytest.raises(ValueError, match="region_features holds NaN"):
+        objective(task, batch(region_features=spoilt, **other))
+
+
+@pytest.mark.parametrize("task", ["mlm", "mrfr", "mrc", "mrc_kl", "itm"])
+def test_processes_refuse_together(task, two_processes):
+    """The bad region is on the second process, and the other one never sees it."""
+    assert "another process holds NaN" in two_processes[0]["uniter"][task]
+    assert "region_features holds NaN" in two_processes[1]["uniter"][task]
 
 
 @pytest.mark.parametrize(

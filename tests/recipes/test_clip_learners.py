@@ -97,6 +97,14 @@ def test_nevlp_softens_after_its_warm_up(monkeypatch):
     assert bool(one.recent.isfinite().all())
 
 
+def test_nevlp_compares_in_full_precision(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sources, "itc_per_sample", lambda sim, *given: seen.append(sim.dtype) or sim.diagonal())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        learner("nevlp").loss(batch(labelled=0))
+    assert seen == [torch.float32]
+
+
 def test_m3i_keeps_its_momentum_encoder():
     one = learner("m3i")
     kept = dict(one.named_buffers())

@@ -27,15 +27,17 @@ def standardize(
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Columns with mean 0 and population standard deviation 1, and the mean and std that were used.
 
-    Given statistics replace those of ``x``; columns whose std is below ``eps`` are divided by ``eps``.
+    Given statistics replace those of ``x``, which may then have no rows; columns whose std is below ``eps`` are divided
+    by ``eps``. The statistics of a column of equal numbers are exact: it becomes 0.
     """
-    if x.ndim != 2 or len(x) == 0:
-        raise ValueError(f"x {tuple(x.shape)} must be (n, d) with at least one row")
+    if x.ndim != 2 or (len(x) == 0 and (mean is None or std is None)):
+        raise ValueError(f"x {tuple(x.shape)} must be (n, d), with at least one row unless mean and std are given")
     for label, given in (("mean", mean), ("std", std)):
         if given is not None and given.shape != x.shape[1:]:
             raise ValueError(f"{label} {tuple(given.shape)} must have one value per column of x, {x.shape[1]}")
-    mean = x.mean(0) if mean is None else mean
-    std = x.std(0, correction=0) if std is None else std
+    constant = (x == x[:1]).all(0)  # by rounding, the mean of such a column may be another number, and its std not 0
+    mean = torch.where(constant, x[0], x.mean(0)) if mean is None else mean
+    std = x.std(0, correction=0).masked_fill(constant, 0) if std is None else std
     return (x - mean) / std.clamp_min(eps), mean, std
 
 

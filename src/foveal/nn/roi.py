@@ -26,6 +26,7 @@ def roi_align(
     """What R boxes of each image hold. Gradient flows to the features and to the boxes.
 
     Args:
+        features: of any type; whole numbers are averaged, and returned, in float32.
         boxes: x0, y0, x1, y1 as shares of the picture's width and height, 0 to 1; what lies outside shows the border.
         output_size: bins along each side.
         sampling_ratio: samples along each side of a bin.
@@ -41,6 +42,7 @@ def roi_align(
         raise ValueError(f"output_size={output_size}, sampling_ratio={sampling_ratio}: both must be at least 1")
     batch, channels = features.shape[:2]
     regions, samples = boxes.shape[1], output_size * sampling_ratio
+    features = _floating(features)
     maps = features.to(torch.promote_types(features.dtype, torch.float32))
     steps = (torch.arange(samples, device=boxes.device, dtype=maps.dtype) + 0.5) / samples
     low, high = boxes.to(maps)[..., None].split(2, 2)
@@ -75,7 +77,7 @@ def multilevel_roi_align(
     levels = torch.tensor(sorted(maps), device=boxes.device)
     wanted = (4 + (area(boxes).sqrt() / CANONICAL).clamp(min=1e-6).log2()).floor()
     place = (wanted[..., None] - levels).abs().argmin(-1)
-    some = maps[int(levels[0])]
+    some = _floating(maps[int(levels[0])])
     found = some.new_zeros(*boxes.shape[:2], some.shape[1], output_size, output_size)
     for index, level in enumerate(levels.tolist()):
         for image in range(len(boxes)):
@@ -84,3 +86,7 @@ def multilevel_roi_align(
                 one, chosen = maps[level][image : image + 1], boxes[image : image + 1, here]
                 found[image, here] = roi_align(one, chosen, output_size, sampling_ratio)[0]
     return found
+
+
+def _floating(features: Tensor) -> Tensor:
+    return features if features.is_floating_point() else features.float()

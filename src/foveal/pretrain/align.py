@@ -34,6 +34,7 @@ from foveal.pretrain.base import (
     gathered_pairs,
     pair_scores,
     positive_scale,
+    rounded,
     unit_pairs,
 )
 
@@ -260,7 +261,8 @@ def frequency_filter(
 
     def good_image(image: Hashable, size: Sequence[float]) -> bool:
         short, long = sorted(map(float, size))
-        return short > min_side and long < max_aspect * short and len(texts_of[image]) <= max_texts_per_image
+        shaped = short > max(min_side, 0) and long / short < max_aspect
+        return shaped and len(texts_of[image]) <= max_texts_per_image
 
     def good_text(text: str) -> bool:
         words = text.lower().split()
@@ -307,9 +309,15 @@ def compose_query(
 
 
 def retrieve(
-    query: Float[Tensor, "q d"], gallery: Float[Tensor, "m d"], k: int, *, exclude: Int[Tensor, " q"] | None = None
+    query: Float[Tensor, "q d"],
+    gallery: Float[Tensor, "m d"],
+    k: int,
+    *,
+    exclude: Int[Tensor, " q"] | Sequence[int] | None = None,
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
     """The k rows of the gallery with the largest cosine, best first; ties go to the lower index.
+
+    Cosines are taken in float64 and rounded to multiples of 2⁻³⁰, so that equal rows do tie.
 
     Args:
         exclude: for each query an index that is left out, such as the place of the picture it was made from. k is then
@@ -321,21 +329,22 @@ def retrieve(
     available = len(gallery) - (exclude is not None)
     if not 1 <= k <= available:
         raise ValueError(f"k={k}: must be in [1, {available}], the rows of the gallery that are not excluded")
-    if exclude is not None and (
-        exclude.shape != query.shape[:1] or bool(((exclude < 0) | (exclude >= len(gallery))).any())
-    ):
-        raise ValueError(f"exclude {exclude.tolist()} must hold {len(query)} indices in [0, {len(gallery)})")
+    hidden = None if exclude is None else torch.as_tensor(exclude, device=gallery.device)
+    if hidden is not None:
+        places = torch.arange(len(gallery), device=gallery.device)
+        if hidden.shape != query.shape[:1] or not bool(torch.isin(hidden, places).all()):
+            raise ValueError(f"exclude {hidden.tolist()} must hold {len(query)} indices in [0, {len(gallery)})")
     for name, features in (("query", query), ("gallery", gallery)):
         if not bool(features.isfinite().all()):
             raise ValueError(f"{name} holds NaN or infinity: check the encoders' output")
-    found, rows, parts = [], unit_rows(gallery), unit_rows(query).split(_CHUNK)
-    left_out = [None] * len(parts) if exclude is None else exclude.split(_CHUNK)
-    with full_precision(rows):
-        for part, hidden in zip(parts, left_out, strict=True):
-            scores = part @ rows.T
-            if hidden is not None:
-                scores = scores.scatter(1, hidden[:, None], float("-inf"))
-            best = scores.sort(dim=1, descending=True, stable=True)  # topk promises nothing about ties
-            found.append((best.values[:, :k], best.indices[:, :k]))
+    found, rows, parts = [], unit_rows(gallery.double()), unit_rows(query.double()).split(_CHUNK)
+    left_out = [None] * len(parts) if hidden is None else hidden.long().split(_CHUNK)
+    for part, left in zip(parts, left_out, strict=True):
+        scores = rounded(part @ rows.T)  # autocast leaves float64 alone
+        if left is not None:
+            scores = scores.scatter(1, left[:, None], float("-inf"))
+        best = scores.sort(dim=1, descending=True, stable=True)  # topk promises nothing about ties
+        found.append((best.values[:, :k], best.indices[:, :k]))
     values, indices = zip(*found, strict=True)
-    return torch.cat(values), torch.cat(indices)
+    wide = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
+    return torch.cat(values).to(wide), torch.cat(indices)

@@ -3,7 +3,8 @@
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from typing import Any, SupportsFloat
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,9 @@ class LogitScale(nn.Module):
         Inside ``forward`` the gradient would be zero at the bound, and a scale that reached it could never return.
         """
         self.log_scale.clamp_(0, math.log(self.max_scale))
+        # exp of the rounded bound may be above max_scale by the last digit
+        lower = self.log_scale * (1 - torch.finfo(self.log_scale.dtype).eps)
+        self.log_scale.copy_(torch.where(self() > self.max_scale, lower, self.log_scale))
 
 
 def check_pairs(image_features: Tensor, text_features: Tensor) -> None:
@@ -72,24 +76,39 @@ def check_gathered(local: Tensor, all_image_features: Tensor, all_text_features:
         raise ValueError(f"rank={rank}: must be in [0, {total // rows}), the {total} gathered rows over {rows} each")
 
 
+def alike(*features: Tensor) -> tuple[Tensor, ...]:
+    """The features in the smallest dtype that holds all of theirs; themselves if they have one."""
+    wide = reduce(torch.promote_types, (x.dtype for x in features))
+    return tuple(x.to(wide) for x in features)
+
+
+def rounded(cosines: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Multiples of 2⁻³⁰ in float64. Of float64 cosines, those of equal rows tie, however their sums were taken."""
+    return (cosines.double() * 2**30).round() / 2**30
+
+
 def unit_pairs(
     image_features: Tensor,
     text_features: Tensor,
     all_image_features: Tensor | None = None,
     all_text_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unit rows of the own pairs and of all pairs. Without gathered features these are the own ones, the same tensors.
+    """Unit rows of the own pairs and of all pairs, all of one dtype.
+
+    Without gathered features all pairs are the own ones, the same tensors.
 
     Raises ValueError for shapes that do not pair up, and when the features of one side only are gathered.
     """
     check_pairs(image_features, text_features)
-    image, text = unit_rows(image_features), unit_rows(text_features)
     if all_image_features is None and all_text_features is None:
+        image, text = map(unit_rows, alike(image_features, text_features))
         return image, text, image, text
     if all_image_features is None or all_text_features is None:
         missing = "all_image_features" if all_image_features is None else "all_text_features"
         raise ValueError(f"{missing}=None: give the gathered features of both sides, or of neither")
-    return image, text, unit_rows(all_image_features), unit_rows(all_text_features)
+    everything = alike(image_features, text_features, all_image_features, all_text_features)
+    image, text, all_image, all_text = map(unit_rows, everything)
+    return image, text, all_image, all_text
 
 
 def gathered_pairs(
@@ -137,8 +156,9 @@ def pair_loss(
 
 def positive_scale(scale: float | Tensor, like: Tensor, name: str = "scale") -> Float[Tensor, ""]:
     """``scale`` as a 0-d tensor with dtype and device of ``like``; ValueError unless it is one positive number."""
-    if isinstance(scale, Tensor) and scale.ndim != 0:
-        raise ValueError(f"{name} {tuple(scale.shape)} must be a float or a 0-d tensor")
+    if not isinstance(scale, SupportsFloat) or getattr(scale, "ndim", 0) != 0:
+        found = f" {tuple(scale.shape)}" if hasattr(scale, "shape") else f"={scale!r}"
+        raise ValueError(f"{name}{found} must be a float or a 0-d tensor")
     value = float(scale.detach() if isinstance(scale, Tensor) else scale)
     if not 0 < value < math.inf:
         raise ValueError(f"{name}={value}: must be positive and finite; give the value itself, not its logarithm")

@@ -20,7 +20,8 @@ def itm_loss(logits: Float[Tensor, "b *q 2"], targets: Int[Tensor, " b"]) -> Flo
     if not shaped or targets.shape != logits.shape[:1]:
         found = f"logits {tuple(logits.shape)}, targets (labels) {tuple(targets.shape)}"
         raise ValueError(f"{found}: must be (B, 2) or (B, Q, 2), and (B,)")
-    if bool(((targets != 0) & (targets != 1)).any()):
-        raise ValueError("targets must be 0 (another image) or 1 (the text's own image)")
+    if bool((other := (targets != 0) & (targets != 1)).any()):
+        value = targets[other][0].item()
+        raise ValueError(f"targets (labels) hold {value}: must be 0 (another image) or 1 (the text's own image)")
     scores = at_least_float32(logits)
     return F.cross_entropy(scores.mean(1) if scores.ndim == 3 else scores, targets.long())

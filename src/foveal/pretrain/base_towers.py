@@ -39,13 +39,19 @@ def text_features(
     Raises ValueError for a module that returns none of these.
     """
     output: Any = text(ids, mask)
-    if isinstance(output, Tensor):
-        features: Any = output
-    else:
-        features = next(
-            (v for name in ("text_embeds", "pooler_output") if (v := getattr(output, name, None)) is not None), None
-        )
+    features = text_vectors(output)
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(ids):
         found = tuple(features.shape) if isinstance(features, Tensor) else type(output).__name__
         raise ValueError(f"text returned {found}: must be (B, E), or an output with text_embeds or pooler_output")
     return features
+
+
+def text_vectors(output: Any) -> Any:
+    """The vectors in what a text tower returned: itself if it is a tensor, else ``text_embeds`` or ``pooler_output``.
+
+    None where there are none of these.
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = (getattr(output, name, None) for name in ("text_embeds", "pooler_output"))
+    return next((vectors for vectors in found if vectors is not None), None)

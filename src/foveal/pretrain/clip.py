@@ -27,7 +27,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from foveal.nn.cosine import unit_rows
 from foveal.nn.linear_probe import LinearProbe as LinearProbe
 from foveal.nn.linear_probe import probe_lambda_search as probe_lambda_search
 from foveal.nn.zero_shot import build_zero_shot_classifier as build_zero_shot_classifier
@@ -36,7 +35,6 @@ from foveal.nn.zero_shot import zero_shot_logits as zero_shot_logits
 from foveal.pretrain.base import ContrastiveOutput as ContrastiveOutput
 from foveal.pretrain.base import LogitScale as LogitScale
 from foveal.pretrain.base import (
-    check_pairs,
     finite_loss,
     first_order_only,
     full_precision,
@@ -127,10 +125,9 @@ def chunked_clip_loss(
     dense loss where memory traffic dominates. With several devices, give gathered features: every device then scores
     the whole batch, which is more work than `CLIPObjective` but the same gradient after DDP's mean.
     """
-    check_pairs(image_features, text_features)
+    image, text, *_ = unit_pairs(image_features, text_features)
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
-    image, text = unit_rows(image_features), unit_rows(text_features)
     loss = _ChunkedContrast.apply(image, text, positive_scale(scale, like=image), chunk_size)
     return finite_loss(loss, image_features=image, text_features=text)
 
@@ -192,7 +189,8 @@ def cached_contrastive_step(
     forward pass than a plain step. Batch norm sees the micro-batches, and each of them twice.
 
     Args:
-        encode_image, encode_text: towers; each is called exactly twice on every micro-batch.
+        encode_image, encode_text: towers; each is called exactly twice on every micro-batch, or once when ``loss_fn``
+            gives its features no gradient.
         images, texts: B inputs each; tensors or lists, anything that has a length and can be sliced.
         loss_fn: (B, D) features of both -> scalar, e.g. ``lambda v, t: objective(v, t).loss``.
         micro_batch: inputs that a tower sees at once.
@@ -217,8 +215,12 @@ def cached_contrastive_step(
     if not bool(loss.isfinite()):
         raise ValueError(f"loss_fn returned {loss.item()}: the features or the loss are not finite")
     loss.backward()
-    gradients = [part for side in whole if side.grad is not None for part in side.grad.split(micro_batch)]
+    gradients: list[Tensor | None] = []
+    for side in whole:
+        gradients += [None] * len(slices) if side.grad is None else side.grad.split(micro_batch)
     for (encode, inputs), state, gradient in zip(passes, states, gradients, strict=True):
+        if gradient is None:
+            continue
         with state.replayed():
             again = encode(inputs)
         if again.requires_grad:  # not so for a locked tower

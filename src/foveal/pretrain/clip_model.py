@@ -57,7 +57,14 @@ class CLIPModel(TextTransformer):
         return self.visual(pixel_values)
 
     def encode_text(self, token_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b e"]:
-        """The feature at the first place of each row's largest id, the end token. ValueError for too long a text."""
+        """The feature at the first place of each row's largest id, the end token.
+
+        ValueError for too long a text, and for an id outside the vocabulary.
+        """
+        size = self.token_embedding.num_embeddings
+        outside = (token_ids < 0) | (token_ids >= size)
+        if bool(outside.any()):
+            raise ValueError(f"token_ids hold {int(token_ids[outside][0])}: must be in [0, vocab_size={size})")
         return self(token_ids)
 
 

@@ -140,13 +140,14 @@ class ClocObjective(nn.Module):
         _check_batch(caption_ids, region_ids, region_mask, boxes, valid)
         self._check_boxes(boxes, valid)
         tokens, pooled = self.image_encoder(images)
-        clip = self._clip(self.image_projection(pooled), self.text_encoder(caption_ids, caption_mask))
+        image, caption = self.image_projection(pooled), self.text_encoder(caption_ids, caption_mask)
+        clip = self._clip(image, caption)
         index, mask = sample_regions(valid, self.num_regions, generator)
-        rows = torch.arange(len(index), device=index.device)[:, None]
-        boxes = boxes[rows, index].masked_fill(~mask[..., None], 0)
+        row, place = mask.nonzero()[:, 0], index[mask]
+        boxes = boxes.new_zeros(*mask.shape, 4).masked_scatter(mask[..., None], boxes[row, place])
         text = boxes.new_zeros(*mask.shape, self.prompter.text_dim, dtype=tokens.dtype)
         if bool(mask.any()):  # padding would cost time, and an all-padding text may be NaN
-            chosen = self.text_encoder(region_ids[rows, index][mask], region_mask[rows, index][mask])
+            chosen = self.text_encoder(region_ids[row, place], region_mask[row, place])
             text = text.masked_scatter(mask[..., None], chosen.to(text.dtype))
         count = mean_over_processes(mask.sum().to(torch.float32), self.group)
         found = RegionRows.of(self.region_features(tokens, boxes).flatten(0, 1), text.flatten(0, 1), mask.flatten())
@@ -154,7 +155,8 @@ class ClocObjective(nn.Module):
         errors = box_errors(self.ground(tokens, text)[mask], boxes[mask], self.box_loss)
         grounding = errors.sum() / count.clamp(min=1e-6)
         loss = clip + self.lambda_region * region_text + self.lambda_ground * grounding
-        finite_on_all(loss, self.group, images=images, tokens=tokens, region_texts=text)
+        inputs = {"images": images, "tokens": tokens, "image_features": image, "caption_features": caption}
+        finite_on_all(loss, self.group, **inputs, region_texts=text)
         return ClocOutput(loss, clip, region_text, grounding)
 
     def _clip(self, image: Float[Tensor, "b e"], text: Float[Tensor, "b e"]) -> Float[Tensor, ""]:

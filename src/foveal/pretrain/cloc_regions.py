@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foveal.nn.boxes import giou
 from foveal.nn.cosine import unit_rows
-from foveal.pretrain.base import finite_loss, full_precision, positive_scale
+from foveal.pretrain.base import alike, finite_loss, full_precision, positive_scale
 
 BOX_LOSSES = ("l2", "l1", "l1_giou")
 
@@ -30,7 +30,7 @@ class RegionTextLoss:
 
 @dataclass(frozen=True)
 class RegionRows:
-    """Regions with their texts, row by row, as unit vectors; zeros where ``mask`` is False."""
+    """Regions with their texts, row by row, as unit vectors of one dtype; zeros where ``mask`` is False."""
 
     region: Float[Tensor, "r e"]
     text: Float[Tensor, "r e"]
@@ -38,8 +38,8 @@ class RegionRows:
 
     @classmethod
     def of(cls, region: Tensor, text: Tensor, mask: Tensor) -> "RegionRows":
-        hidden = ~mask[:, None]
-        return cls(unit_rows(region.masked_fill(hidden, 0)), unit_rows(text.masked_fill(hidden, 0)), mask)
+        region, text = alike(*(x.masked_fill(~mask[:, None], 0) for x in (region, text)))
+        return cls(unit_rows(region), unit_rows(text), mask)
 
 
 def region_text_contrastive(
@@ -89,8 +89,9 @@ def contrast_regions(
     with full_precision(rows.region):
         ignored = ~everything.mask.expand(len(real), -1)
         if ignore_above is not None:
-            ignored = ignored | (rows.text.detach()[real] @ everything.text.detach().T > ignore_above)
-        own = F.one_hot(first + real, len(everything.mask)).bool()
+            cosines = (rows.text.detach()[real] @ everything.text.detach().T).clamp(max=1)  # 1.0000001 of equal texts
+            ignored = ignored | (cosines > ignore_above)
+        own = (first + real)[:, None] == torch.arange(len(everything.mask), device=real.device)
         ignored = ignored & ~own
         directions = []
         for left, right in ((rows.region, everything.text), (rows.text, everything.region)):

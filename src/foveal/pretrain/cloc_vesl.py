@@ -98,7 +98,7 @@ def vesl_select(
         raise ValueError("boxes or scores hold NaN or infinity: drop such detections")
     if max_regions < 1:
         raise ValueError(f"max_regions={max_regions}: must be at least 1")
-    if scores.numel() == 0 or float(scores.max()) < min_top:
+    if scores.numel() == 0 or bool(scores.max() < min_top):  # a tensor, so that min_top is rounded as scores are
         none = torch.zeros(0, dtype=torch.int64, device=boxes.device)
         return VeslRegions(boxes[:0], none, scores.new_zeros(0), none)
     best, phrase = scores.max(1)

@@ -16,7 +16,9 @@ Dahun Kim, Anelia Angelova, Weicheng Kuo: Region-centric Image-Language Pretrain
 (first: Detection-Oriented Image-Text Pretraining …). ECCV 2024, arXiv 2310.00161.
 
 The release holds detection only. The ranges of the random boxes and what is frozen while the detector's parts learn
-are read from the paper. Heights are uniform, shapes log-uniform among those that keep the width in range.
+are read from the paper. Heights are uniform, shapes log-uniform among those that keep the width in range. Departures
+from the released configuration: it shrinks regions to 0.7 of their sides before it reads the frozen model's features,
+and weights the IoU loss of the proposals by 8; here regions stay as they are, and all four losses weigh 1.
 """
 
 import math
@@ -27,10 +29,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from foveal.nn.cosine import unit_rows
 from foveal.nn.roi import roi_align as roi_align
 from foveal.pretrain.base import (
     LogitScale,
+    at_least_float32,
     finite_loss,
     gathered_pairs,
     pair_loss,
@@ -109,7 +111,7 @@ def pool_regions(
     if not bool(shown.isfinite().all()):  # a maximum would swallow −∞
         raise ValueError("x holds NaN or infinity in a region that counts")
     if mode == "mean":
-        return shown.sum(1) / seen.sum(1, keepdim=True).clamp(min=1)
+        return (at_least_float32(shown).sum(1) / seen.sum(1, keepdim=True).clamp(min=1)).to(x.dtype)
     highest = x.masked_fill(~seen[..., None], -math.inf).amax(1)
     return highest.masked_fill(~seen.any(1, keepdim=True), 0)
 
@@ -127,10 +129,10 @@ def region_contrastive_loss(
         regions: vectors as the head gives them; the pooled ones are normalised here.
         logit_scale: positive multiplier of the cosines, not its logarithm.
     """
-    scale = positive_scale(logit_scale, like=unit_rows(text), name="logit_scale")
     losses = []
     for level in _levels(regions):
         image, own, *_ = unit_pairs(pool_regions(level, mask, mode), text)
+        scale = positive_scale(logit_scale, like=image, name="logit_scale")
         losses.append(pair_loss(image, own, image, own, scale, 0))
     return finite_loss(torch.stack(losses).mean(), regions=regions, text=text)
 

@@ -32,7 +32,7 @@ from foveal.pretrain.dito_scores import ensemble_scores, region_text_logits
 from foveal.pretrain.dito_windows import patch_map
 
 CANDIDATES = 2000
-"""Pairs of box and class that enter the suppression; its memory grows with their square."""
+"""Boxes of one class that enter the suppression at most; its memory grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class DitoDetector(nn.Module):
             text: vectors of the classes, the background's first.
             base: True for classes that were trained with boxes; None: none was.
 
-        Raises ValueError for fewer than two rows of text, and for shapes that do not fit.
+        Raises ValueError for fewer than two rows of text, for shapes that do not fit, and for images or text with NaN.
         """
         _check_text(text)
         config = self.config
@@ -246,11 +246,17 @@ class DitoDetector(nn.Module):
 
     def _kept(self, boxes: Float[Tensor, "r 4"], scores: Float[Tensor, "r k"]) -> DetectedBoxes:
         """Suppression within each class; the background is dropped."""
-        classes = scores.shape[1] - 1
-        best, place = scores[:, 1:].flatten().topk(min(CANDIDATES, scores[:, 1:].numel()))
+        regions, classes = scores[:, 1:].shape
+        best, place = scores[:, 1:].flatten().topk(regions * classes)
         region, label = place // classes, place % classes + 1
-        kept = nms(boxes[region], best, self.config.nms, label)[: self.config.detections]
-        return DetectedBoxes(boxes[region[kept]], best[kept], label[kept])
+        kept, end = torch.zeros_like(label, dtype=torch.bool), len(label)
+        for ranks in label.argsort(stable=True).view(classes, regions)[:, :CANDIDATES]:
+            some = ranks[ranks < end]
+            kept[some[nms(boxes[region[some]], best[some], self.config.nms)]] = True
+            chosen = kept[:end].nonzero()[: self.config.detections, 0]
+            if len(chosen) == self.config.detections:
+                end = int(chosen[-1]) + 1  # what is worse can neither be one of the best nor suppress one
+        return DetectedBoxes(boxes[region[chosen]], best[chosen], label[chosen])
 
 
 def _check_text(text: Tensor) -> None:

@@ -82,7 +82,7 @@ class SimpleFeaturePyramid(nn.Module):
     convolution follow at each. Maps of other strides work alike: levels then count from theirs.
 
     Args:
-        dim: channels of the map; a multiple of 4 where level 2 is wanted.
+        dim: channels of the map; a multiple of 4 where level 2 is wanted, else of 2 where level 3 is.
         levels: out of 2 to 5, each once.
     """
 
@@ -90,8 +90,9 @@ class SimpleFeaturePyramid(nn.Module):
         super().__init__()
         if not levels or len(set(levels)) < len(levels) or not set(levels) <= {2, 3, 4, 5}:
             raise ValueError(f"levels={tuple(levels)}: must be some of 2, 3, 4, 5, each once")
-        if dim % 4 or dim < 4:
-            raise ValueError(f"dim={dim}: must be a multiple of 4, which the finest level divides it by")
+        divisor = {2: 4, 3: 2}.get(min(levels), 1)
+        if dim % divisor or dim < 1:
+            raise ValueError(f"dim={dim}: must be a multiple of {divisor}, which level {min(levels)} divides it by")
         self.levels = tuple(levels)
         self.stages = nn.ModuleDict({str(level): _stage(level, dim, out_channels) for level in levels})
 

@@ -41,7 +41,10 @@ def ensemble_scores(
         alpha, beta: weight of the frozen model for base and for novel classes, 0 to 1.
         objectness: how much of an object each region is, 0 to 1; multiplied to its power after normalisation.
 
-    Raises ValueError for shapes that do not fit, weights outside [0, 1] and objectness outside [0, 1].
+    A logit of −∞ rules its class out where its model has a weight, and says nothing where the weight is 0.
+
+    Raises ValueError for shapes that do not fit, weights outside [0, 1], objectness outside [0, 1], logits of NaN or +∞
+    and regions that no class is left for.
     """
     if det_logits.ndim != 3 or det_logits.shape != vlm_logits.shape:
         shapes = f"det_logits {tuple(det_logits.shape)}, vlm_logits {tuple(vlm_logits.shape)}"
@@ -56,7 +59,12 @@ def ensemble_scores(
         weight = weight.masked_fill(base.bool(), alpha)
     weight = torch.cat([torch.zeros_like(weight[:1]), weight[1:]])
     detector, frozen = (x.to(dtype).log_softmax(-1) for x in (det_logits, vlm_logits))
-    scores = ((1 - weight) * detector + weight * frozen).softmax(-1)  # a product of powers, normalised
+    first, second = ((w * x).masked_fill(w == 0, 0) for w, x in ((1 - weight, detector), (weight, frozen)))
+    scores = (first + second).softmax(-1)  # a product of powers, normalised
+    if bool(scores.isnan().any()):
+        odd = [name for name, x in (("det_logits", detector), ("vlm_logits", frozen)) if bool(x.isnan().any())]
+        named = " and ".join(odd or ["det_logits with vlm_logits"])
+        raise ValueError(f"{named} must be without NaN and +∞ and leave at least one class for each region")
     if objectness is None:
         return scores
     if objectness.shape != det_logits.shape[:2]:

@@ -28,7 +28,7 @@ def window_partition(x: Float[Tensor, "b h w d"], grid: int) -> Float[Tensor, "k
     batch, height, width, dim = _map(x, "x")
     _check_grid(grid, height, width)
     parts = x.reshape(batch, grid, height // grid, grid, width // grid, dim)
-    return parts.permute(1, 3, 0, 2, 4, 5).reshape(grid * grid * batch, -1, dim)
+    return parts.permute(1, 3, 0, 2, 4, 5).reshape(grid * grid * batch, height * width // grid**2, dim)
 
 
 def window_merge(w: Float[Tensor, "k2b n d"], grid: int, height: int, width: int) -> Float[Tensor, "b h w d"]:

@@ -6,7 +6,7 @@ sub-captions; `sample_subcaptions` draws K texts from all that is known of the p
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ class Captions:
 
     def sample(self, k: int, generator: torch.Generator, *, always_raw: bool = True) -> list[str]:
         """See `sample_subcaptions`."""
-        return sample_subcaptions(self.raw, list(self.short), self.long, k, generator, always_raw=always_raw)
+        return sample_subcaptions(self.raw, self.short, self.long, k, generator, always_raw=always_raw)
 
 
 def split_caption(text: str) -> list[str]:
@@ -40,7 +40,7 @@ def split_caption(text: str) -> list[str]:
 
 
 def sample_subcaptions(
-    raw: str, short: list[str], long: str, k: int, generator: torch.Generator, *, always_raw: bool = True
+    raw: str, short: Sequence[str], long: str, k: int, generator: torch.Generator, *, always_raw: bool = True
 ) -> list[str]:
     """K texts for one picture and one step; draw anew at every step.
 
@@ -63,7 +63,7 @@ def sample_subcaptions(
     if always_raw and not raw.strip():
         raise ValueError(f"raw={raw!r} is blank: give a caption, or always_raw=False")
     first = [raw] if always_raw else []
-    pool = [text for text in ([] if always_raw else [raw]) + short if text.strip()] + split_caption(long)
+    pool = [text for text in [*([] if always_raw else [raw]), *short] if text.strip()] + split_caption(long)
     wanted = k - len(first)
     if wanted and not pool:
         raise ValueError(f"short={short!r} and long={long!r} hold no text, and k={k} asks for some: describe the image")

@@ -33,12 +33,14 @@ from foveal.nn.cosine import unit_rows
 from foveal.pretrain.base import (
     ContrastiveOutput,
     LogitScale,
+    alike,
     finite_loss,
     full_precision,
     gather_features,
     positive_scale,
 )
 from foveal.pretrain.filip_interaction import (
+    check_finite,
     check_real,
     check_tokens,
     check_width,
@@ -68,15 +70,18 @@ def token_similarity(
     Args:
         image_mask, text_mask: True for real tokens; None when all are. What stands elsewhere, NaN included, is ignored.
         chunk_size: texts that are scored at once, Bi · N · chunk_size · L scores; None chooses it. No result depends
-            on it.
+            on it, but for this: where tokens repeat, another of the copies may get their gradient.
 
-    Raises ValueError for shapes that do not fit, masks that are not bool, and a sample without a real token.
+    Raises ValueError for shapes that do not fit, masks that are not bool, a sample without a real token, and real
+    tokens that are not finite.
     """
     check_tokens("image_tokens", image_tokens, "image_mask", image_mask)
     check_tokens("text_tokens", text_tokens, "text_mask", text_mask)
     check_width(image_tokens, text_tokens)
     check_real("image_mask", image_mask)
     check_real("text_mask", text_mask)
+    check_finite("image_tokens", real_tokens(image_tokens, image_mask))
+    check_finite("text_tokens", real_tokens(text_tokens, text_mask))
     return late_interaction(image_tokens, text_tokens, image_mask, text_mask, chunk_size)
 
 
@@ -99,7 +104,7 @@ def filip_loss(
         scale: positive multiplier of the scores, a float or a 0-d tensor (which gets a gradient).
         label_smoothing: share of each target that is spread over the whole batch, in [0, 1).
 
-    Raises ValueError also for sides of different lengths, a scale that is not positive, and non-finite tokens.
+    Raises ValueError also for sides of different lengths, and a scale that is not positive.
     """
     if len(image_tokens) != len(text_tokens):
         raise ValueError(f"{len(image_tokens)} image_tokens and {len(text_tokens)} text_tokens must pair up")
@@ -107,8 +112,7 @@ def filip_loss(
     masks = {"image_mask": image_mask, "text_mask": text_mask}
     image_to_text, text_to_image = token_similarity(image_tokens, text_tokens, **masks, chunk_size=chunk_size)
     own = torch.arange(len(image_to_text), device=image_to_text.device)
-    real = {"image_tokens": real_tokens(image_tokens, image_mask), "text_tokens": real_tokens(text_tokens, text_mask)}
-    return _contrast(image_to_text, text_to_image, scale, own, label_smoothing, real)
+    return _contrast(image_to_text, text_to_image, scale, own, label_smoothing)
 
 
 def _contrast(
@@ -117,7 +121,6 @@ def _contrast(
     scale: float | Tensor,
     own: Int[Tensor, " b"],
     label_smoothing: float,
-    inputs: dict[str, Tensor],
 ) -> ContrastiveOutput:
     """The loss of the scores of own images with all texts and of all images with own texts."""
     scale = positive_scale(scale, like=image_to_text)
@@ -125,7 +128,7 @@ def _contrast(
         per_image, per_text = scale * image_to_text, scale * text_to_image.T
         first = F.cross_entropy(per_image, own, label_smoothing=label_smoothing)
         second = F.cross_entropy(per_text, own, label_smoothing=label_smoothing)
-    return ContrastiveOutput(finite_loss((first + second) / 2, **inputs), first, second, per_image, per_text)
+    return ContrastiveOutput(finite_loss((first + second) / 2), first, second, per_image, per_text)
 
 
 def _check_smoothing(label_smoothing: float) -> None:
@@ -147,6 +150,8 @@ def prompt_ensemble_similarity(
     """Zero-shot scores of K classes: the mean over the C prompts of each of its similarity to the image.
 
     Token sets of different lengths cannot be averaged as CLIP averages its prompts, their scores can.
+
+    Raises ValueError for an unknown direction, and whatever `token_similarity` refuses.
     """
     if direction not in ("image_to_text", "text_to_image"):
         raise ValueError(f"direction={direction!r} is unknown: choose image_to_text or text_to_image")
@@ -154,6 +159,8 @@ def prompt_ensemble_similarity(
         shapes = f"prompt_tokens {tuple(prompt_tokens.shape)} and prompt_mask {tuple(prompt_mask.shape)}"
         raise ValueError(f"{shapes} must be (K, C, L, D) and (K, C, L)")
     texts, real = prompt_tokens.flatten(0, 1), prompt_mask.flatten(0, 1)
+    check_tokens("prompt_tokens", texts, "prompt_mask", real)
+    check_finite("prompt_tokens", real_tokens(texts, real))
     scores = token_similarity(image_tokens, texts, image_mask=image_mask, text_mask=real)
     chosen = scores[0] if direction == "image_to_text" else scores[1]
     return chosen.unflatten(1, tuple(prompt_tokens.shape[:2])).mean(2)
@@ -163,14 +170,20 @@ def prompt_ensemble_similarity(
 def word_patch_alignment(
     image_tokens: Float[Tensor, "n d"], text_tokens: Float[Tensor, "l d"], text_mask: Bool[Tensor, " l"] | None = None
 ) -> Int[Tensor, " n"]:
-    """For every token of one image the index of the real text token that it fits best."""
+    """For every token of one image the index of the real text token that it fits best.
+
+    Raises ValueError for whatever `token_similarity` refuses.
+    """
     texts, real = text_tokens[None], None if text_mask is None else text_mask[None]
     check_tokens("image_tokens", image_tokens[None], "image_mask", None)
     check_tokens("text_tokens", texts, "text_mask", real)
     check_width(image_tokens, text_tokens)
     check_real("text_mask", real)
-    with full_precision(image_tokens):
-        scores = unit_rows(image_tokens) @ unit_rows(real_tokens(texts, real)[0]).T
+    image, words = alike(image_tokens, real_tokens(texts, real)[0])
+    check_finite("image_tokens", image)
+    check_finite("text_tokens", words)
+    with full_precision(image):
+        scores = unit_rows(image) @ unit_rows(words).T
     return (scores if text_mask is None else scores.masked_fill(~text_mask, -torch.inf)).argmax(1)
 
 
@@ -251,7 +264,7 @@ class FILIPObjective(nn.Module):
             raise ValueError(f"{len(image_tokens)} image_tokens and {len(text_tokens)} text_tokens must pair up")
         image = self._projected("image", image_tokens, image_mask, self.image_projection)
         text = self._projected("text", text_tokens, text_mask, self.text_projection)
-        _refuse_empty(image_mask, text_mask, image, self.group)
+        _refuse_together(image, text, image_mask, text_mask, self.group)
         if self.keep_ratio is not None:
             thin = {"keep_ratio": self.keep_ratio}
             kept = select_tokens(image, text, **thin, mask=image_mask, reference_mask=text_mask)
@@ -261,9 +274,7 @@ class FILIPObjective(nn.Module):
         image_to_text, text_to_image = token_similarity(image, all_text, image_mask=image_mask, text_mask=all_mask)
         own = rank * len(image) + torch.arange(len(image), device=image.device)
         all_scores = gather_features(text_to_image, self.group)[:, own]
-        others = torch.cat([image_to_text, all_scores.T])
-        inputs = {"image_tokens": image, "text_tokens": text, "another process": others}
-        return _contrast(image_to_text, all_scores, self.logit_scale(), own, self.label_smoothing, inputs)
+        return _contrast(image_to_text, all_scores, self.logit_scale(), own, self.label_smoothing)
 
     def _projected(self, name: str, tokens: Tensor, mask: Tensor | None, projection: nn.Linear) -> Tensor:
         """Tokens of the joint width, zero where they are padding."""
@@ -274,12 +285,25 @@ class FILIPObjective(nn.Module):
             return projection(real_tokens(tokens, mask).to(projection.weight.dtype))
 
 
-def _refuse_empty(image_mask: Tensor | None, text_mask: Tensor | None, like: Tensor, group: Any) -> None:
-    """ValueError for a sample of all padding, on every process alike: none may be left waiting for the others."""
-    masks = {"image_mask": image_mask, "text_mask": text_mask}
-    real = torch.stack([like.new_ones(len(like)) if mask is None else mask.any(1).to(like) for mask in masks.values()])
-    for (name, _), found in zip(masks.items(), gather_features(real.T, group).T, strict=True):
-        check_real(name, found.bool()[:, None])
+def _refuse_together(
+    image: Float[Tensor, "b n d"],
+    text: Float[Tensor, "b l d"],
+    image_mask: Bool[Tensor, "b n"] | None,
+    text_mask: Bool[Tensor, "b l"] | None,
+    group: Any,
+) -> None:
+    """ValueError for a sample of all padding, and for tokens that are not finite.
+
+    On every process alike: none may be left waiting for the others.
+    """
+    ones = image.new_ones(len(image))
+    real = [ones if mask is None else mask.any(1).to(ones) for mask in (image_mask, text_mask)]
+    largest = [tokens.detach().abs().amax((1, 2)).to(ones) for tokens in (image, text)]
+    all_image, all_text, *extremes = gather_features(torch.stack([*real, *largest], 1), group).T
+    check_real("image_mask", all_image.bool()[:, None])
+    check_real("text_mask", all_text.bool()[:, None])
+    for name, found in zip(("image_tokens", "text_tokens"), extremes, strict=True):
+        check_finite(name, found)
 
 
 def _all_texts(

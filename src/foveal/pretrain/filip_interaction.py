@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from foveal.nn.cosine import unit_rows
-from foveal.pretrain.base import first_order_only, full_precision
+from foveal.pretrain.base import alike, first_order_only, full_precision
 
 TILE = 2**22
 """Token scores that are held at once unless ``chunk_size`` says otherwise: 16 MiB, more is not faster."""
@@ -37,6 +37,12 @@ def check_real(mask_name: str, mask: Tensor | None) -> None:
     if mask is not None and not bool(mask.any(1).all()):
         empty = (~mask.any(1)).nonzero().flatten().tolist()
         raise ValueError(f"{mask_name} is False everywhere in sample {empty[0]}: drop samples without a real token")
+
+
+def check_finite(name: str, numbers: Tensor) -> None:
+    """ValueError when one of the numbers is NaN or infinite."""
+    if not bool(numbers.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinity: check the encoder's output")
 
 
 def check_width(tokens: Tensor, others: Tensor) -> None:
@@ -69,9 +75,11 @@ def late_interaction(
 ) -> tuple[Float[Tensor, "bi bt"], Float[Tensor, "bi bt"]]:
     """a and b of tokens that are normalised here; the arguments have been checked.
 
-    Where maxima tie, the whole gradient goes to the first of them.
+    Where maxima tie, the whole gradient goes to the first of them. Scores of tokens that repeat tie only up to the last
+    digit: which of the copies gets the gradient may depend on ``chunk_size``.
     """
-    image, text = unit_rows(real_tokens(image_tokens, image_mask)), unit_rows(real_tokens(text_tokens, text_mask))
+    image, text = alike(real_tokens(image_tokens, image_mask), real_tokens(text_tokens, text_mask))
+    image, text = unit_rows(image), unit_rows(text)
     chunk = chunk_of(chunk_size, image.shape[0] * image.shape[1] * text.shape[1])
     return _LateInteraction.apply(image, text, image_mask, text_mask, chunk)
 
@@ -133,7 +141,9 @@ class _LateInteraction(torch.autograd.Function):
         first_order_only("token_similarity")
         image, text, of_patch, of_word, *places = ctx.saved_tensors
         wants_image, wants_text, *_ = ctx.needs_input_grad
-        grad_image, grad_text = torch.zeros_like(image) if wants_image else None, torch.empty_like(text)
+        # contiguous, else flatten below would copy and the copy take the gradient
+        grad_image = torch.zeros_like(image, memory_format=torch.contiguous_format) if wants_image else None
+        grad_text = torch.empty_like(text)
         with full_precision(image):
             for number, start in enumerate(range(0, len(text), ctx.chunk)):
                 some = slice(start, start + ctx.chunk)

@@ -6,12 +6,20 @@ See `foveal.pretrain.filip`.
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from foveal.nn.cosine import unit_rows
-from foveal.pretrain.base import full_precision
-from foveal.pretrain.filip_interaction import check_real, check_tokens, check_width, chunk_of, real_tokens
+from foveal.pretrain.base import alike, full_precision, rounded
+from foveal.pretrain.filip_interaction import (
+    check_finite,
+    check_real,
+    check_tokens,
+    check_width,
+    chunk_of,
+    real_tokens,
+)
 
 
 def select_tokens(
@@ -39,9 +47,13 @@ def select_tokens(
     check_width(tokens, reference_tokens)
     check_real("mask", mask)
     check_real("reference_mask", reference_mask)
+    rows, others = real_tokens(tokens, mask), real_tokens(reference_tokens, reference_mask)
+    check_finite("tokens", rows)
+    check_finite("reference_tokens", others)
     with torch.no_grad(), full_precision(tokens):
-        scores = _best_cosine(real_tokens(tokens, mask), real_tokens(reference_tokens, reference_mask), reference_mask)
-        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        others = others.flatten(0, 1) if reference_mask is None else others[reference_mask]
+        rows, others = alike(rows, others)
+        scores = _scores(rows, others, mask)
         kept = max(1, math.floor(tokens.shape[1] * keep_ratio + 1e-9))  # 0.29 · 100 is 28.999… in binary
         indices = scores.sort(dim=1, descending=True, stable=True).indices[:, :kept]
     selected = tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[2]))
@@ -49,17 +61,31 @@ def select_tokens(
     return selected, real, indices
 
 
-def _best_cosine(
-    tokens: Float[Tensor, "b n d"], reference: Float[Tensor, "b2 m d"], reference_mask: Bool[Tensor, "b2 m"] | None
+def _scores(
+    tokens: Float[Tensor, "b n d"], others: Float[Tensor, "r d"], mask: Bool[Tensor, "b n"] | None
 ) -> Float[Tensor, "b n"]:
-    """Largest cosine of every token to any real reference token."""
-    rows, others = unit_rows(tokens).flatten(0, 1), unit_rows(reference).flatten(0, 1)
-    if reference_mask is not None:
-        others = others[reference_mask.flatten()]
+    """Largest cosine of every real token to any of the others, minus infinity for padding.
+
+    Sums of float32 products may differ for equal tokens. What they cannot tell from its neighbour in the order is
+    scored again in float64, which would be slow for all tokens.
+    """
+    best = _best_cosine(tokens.flatten(0, 1), others).view(tokens.shape[:2])
+    best = best if mask is None else best.masked_fill(~mask, -torch.inf)
+    falling, order = best.sort(dim=1, descending=True)
+    bound = 2 * (tokens.shape[2] + 2) * torch.finfo(torch.float32).eps  # what rounding may do to two scores
+    close = -falling.diff(dim=1) < bound  # not so for padding, infinity less infinity
+    close = torch.zeros_like(best, dtype=torch.bool).scatter(1, order, F.pad(close, (1, 0)) | F.pad(close, (0, 1)))
+    exact = best.double()
+    exact[close] = rounded(_best_cosine(tokens[close].double(), others.double()))
+    return exact
+
+
+def _best_cosine(rows: Float[Tensor, "n d"], others: Float[Tensor, "r d"]) -> Float[Tensor, " n"]:
+    rows, others = unit_rows(rows), unit_rows(others)
     best = rows.new_full((len(rows),), -torch.inf)
-    for some in others.split(chunk_of(None, len(rows))):
+    for some in others.split(chunk_of(None, max(1, len(rows)))):
         best = torch.maximum(best, (rows @ some.T).amax(1))
-    return best.view(tokens.shape[:2])
+    return best
 
 
 def check_ratio(keep_ratio: float) -> None:

@@ -32,6 +32,7 @@ from foveal.nn import zero_shot
 from foveal.nn.cosine import unit_rows
 from foveal.pretrain.base import (
     LogitScale,
+    alike,
     finite_loss,
     full_precision,
     gather_features,
@@ -76,6 +77,7 @@ def region_description_loss(
         raise ValueError(f"{shapes}: must be (B, Q, E) and (B, T, E) of the same B and E")
     mask = check_mask(mask, desc)
     check_match(match, region, mask)
+    region, desc = alike(region, desc)
     rows, valid = _description_rows(desc, mask)
     scale = positive_scale(logit_scale, like=rows, name="logit_scale")
     starts = desc.shape[1] * torch.arange(len(desc), device=rows.device)

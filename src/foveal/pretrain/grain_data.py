@@ -9,6 +9,7 @@
 models of Hugging Face and a stated noise model for sources that know the truth are in `foveal.pretrain.grain_sources`.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,7 +27,7 @@ SUBJECT = "What is the main subject of this picture? Answer with its name only."
 FEATURES = "Which visual features of the {} in this picture tell it from others? Write one short phrase on each line."
 CAPTION = "Describe this picture in one sentence."
 
-BULLETS = ".,!? -*"
+BULLETS = re.compile(r"\A[\s.,!?*-]+")
 NEW_CAPTION = "generated_caption"
 """Key of ``Sample.meta`` under which `annotate` leaves the new caption."""
 
@@ -108,6 +109,8 @@ def select_regions(
         raise ValueError(f"boxes {tuple(boxes.shape)}, scores {tuple(scores.shape)}: must be (N, 4) and (N,)")
     if not (bool(boxes.isfinite().all()) and bool(scores.isfinite().all())):
         raise ValueError("boxes or scores hold NaN or infinity: drop such detections")
+    if not boxes.is_floating_point():  # shares of the picture are no whole numbers
+        boxes = boxes.float()
     width, height = image_size
     if k < 1 or width < 1 or height < 1:
         raise ValueError(f"k={k}, image_size={image_size}: all must be at least 1")
@@ -127,7 +130,7 @@ def clean_descriptions(lines: Sequence[str], max_items: int = 10) -> list[str]:
         raise ValueError(f"lines={lines[:40]!r}: must be a list of lines; call splitlines()")
     if max_items < 0:
         raise ValueError(f"max_items={max_items}: must not be negative")
-    stripped = (line.strip().lstrip(BULLETS + "\t").rstrip() for line in lines)
+    stripped = (BULLETS.sub("", line).rstrip() for line in lines)
     return [line for line in stripped if line][:max_items]
 
 

@@ -59,13 +59,16 @@ class M3IObjective(nn.Module):
 
     Args:
         encoder: images -> patch tokens of width ``dim``; see `patch_tokens` for what may serve.
-        text_encoder: texts -> vectors of width ``embed_dim``: `CLIPTextModelWithProjection`, or a module that returns
-            them. None: no texts.
+        text_encoder: texts -> vectors of width ``embed_dim``: `CLIPTextModelWithProjection`, `CLIPTextModel` (its
+            ``pooler_output``), or a module that returns them. None: no texts.
         num_classes: categories of labelled samples; None: no labels.
         weights: λ of "intra", "inter", "text", "label"; what is left out is not computed. Default: 1 for all there are.
         momentum: of the target encoder at the start, see `after_step`.
         decoder_layers: depth of the dense decoder.
         sigma: of the Gaussians.
+
+    Raises ValueError for weights of what the objective has not, or that are negative or not finite, and for a momentum
+    outside [0, 1].
 
     Call `after_step` after every optimiser step. In a distributed run texts are contrasted with those of all
     processes, and means are over all samples; images are mixed with others of the same process.
@@ -89,6 +92,8 @@ class M3IObjective(nn.Module):
         weights = dict.fromkeys(possible, 1.0) if weights is None else dict(weights)
         if not weights or not weights.keys() <= set(possible):
             raise ValueError(f"weights has {sorted(weights)}: must have some of {', '.join(possible)}")
+        if not all(0 <= weight < math.inf for weight in weights.values()):
+            raise ValueError(f"weights={weights}: must be finite numbers of at least 0")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum={momentum}: must be in [0, 1]")
         heads = next(n for n in range(max(dim // 64, 1), 0, -1) if dim % n == 0)  # some 64 wide, as in ViTs
@@ -143,15 +148,14 @@ class M3IObjective(nn.Module):
             text: input of the text encoder, a tensor or a dict of keyword arguments, B rows.
             labels: category of each sample.
             has_text, has_label: False: the row's text or label means nothing. Default: all have it if it is given.
-            generator: draws who is mixed with whom, and the patches.
+            generator: draws who is mixed with whom, and the patches; without one torch's own does, as for dropout.
             relative: where view 2 lies in units of view 1 (x1, y1, x2, y2; x1 > x2: mirrored). Default: same crop.
 
-        Raises ValueError for shapes that do not fit, labels outside the classes, non-finite pixels, no generator.
-        A batch of one is mixed with itself.
+        Raises ValueError for shapes that do not fit, texts or labels that the objective was not built for or that are
+        not one for each image, labels outside the classes, and non-finite pixels. A batch of one is mixed with itself.
         """
         box = check_views(view1, view2, relative)
-        if generator is None:
-            raise ValueError("generator=None: give a torch.Generator, from which partners and patches are drawn")
+        self.semantic.check(text, labels)
         with torch.no_grad():
             features, grid = patch_tokens(self.target_encoder, view1)
             other = patch_tokens(self.target_encoder, view2)[0] if "inter" in self.weights else None
@@ -159,19 +163,18 @@ class M3IObjective(nn.Module):
         sources = torch.cat([torch.arange(len(view1), device=view1.device), partner])
         visible = torch.cat([mask, ~mask])
         tokens = torch.cat(self.encode_mixture(view1, partner, mask, grid))
-        terms = self._dense(tokens, visible, box[sources], grid, features[sources], other, sources)
+        terms, valid = self._dense(tokens, visible, box[sources], grid, features[sources], other, sources)
         pred = self.pool(tokens, visible) if {"text", "label"} & self.weights.keys() else None
-        valid: Valid = {}
         for name, target, having in (("text", text, has_text), ("label", labels, has_label)):
             if name in self.weights and pred is not None:
                 terms[name], valid[name] = self._semantic(name, pred, sources, target, having)
         return summed(terms, valid, self.weights, view1=view1, view2=view2)
 
     def draw(
-        self, batch: int, patches: int, generator: torch.Generator
+        self, batch: int, patches: int, generator: torch.Generator | None
     ) -> tuple[Int[Tensor, " b"], Bool[Tensor, "b n"]]:
         """Another image of the batch for each, every image once; and the half of the patches that is its own."""
-        order = torch.randperm(batch, generator=generator, device=generator.device)
+        order = torch.randperm(batch, generator=generator, device=None if generator is None else generator.device)
         partner = torch.empty_like(order).scatter_(0, order, order.roll(1))
         return partner, random_mix_mask(batch, patches, 0.5, generator)
 
@@ -192,20 +195,25 @@ class M3IObjective(nn.Module):
         features: Float[Tensor, "n p d"],
         other: Float[Tensor, "b p d"] | None,
         sources: Int[Tensor, " n"],
-    ) -> Terms:
-        """Features of the momentum encoder at the places that are not visible, in the same view and in the other."""
+    ) -> tuple[Terms, Valid]:
+        """Features of the momentum encoder at the places that are not visible, in the same view and in the other.
+
+        Where all of the other view is visible there is nothing to predict: the sample does not count.
+        """
         if not {"intra", "inter"} & self.weights.keys():
-            return {}
+            return {}, {}
         here = places(grid, torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=tokens.device)).expand(len(tokens), -1, -1)
         there = None if other is None else places(grid, box)
         intra, inter = self.dense(tokens, here, there)
         terms: Terms = {}
+        valid: Valid = {}
         if "intra" in self.weights:
             terms["intra"] = gaussian_log_likelihood(intra, layer_normed(features), self.sigma, ~visible)
         if other is not None and there is not None and inter is not None:
             hidden = ~visible_at(there, visible, grid)
             terms["inter"] = gaussian_log_likelihood(inter, layer_normed(other)[sources], self.sigma, hidden)
-        return terms
+            valid["inter"] = hidden.any(1)
+        return terms, valid
 
     def _semantic(
         self, name: str, pred: Tensor, sources: Tensor, target: Any, having: Tensor | None
@@ -213,4 +221,4 @@ class M3IObjective(nn.Module):
         if target is None:  # no sample of this batch has one
             return 0 * pred.sum(1), torch.zeros(len(pred), dtype=torch.bool, device=pred.device)
         of = self.semantic.of_texts if name == "text" else self.semantic.of_labels
-        return of(pred, sources, target, having)
+        return of(pred, sources, len(pred) // 2, target, having)

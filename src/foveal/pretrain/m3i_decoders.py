@@ -46,6 +46,20 @@ def patch_size(encoder: nn.Module) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def cell_size(encoder: nn.Module) -> int | None:
+    """The side in pixels of what `patch_tokens` gives one token for, if the encoder or its config says enough.
+
+    Encoders that halve their map, as `ConvNextModel` does, have larger cells than the ``patch_size`` they begin with:
+    where the config has an ``image_size`` the cells of such an image are counted.
+    """
+    size = getattr(getattr(encoder, "config", None), "image_size", None)
+    if not isinstance(size, int):
+        return patch_size(encoder)
+    blank = torch.zeros(1, 3, size, size)
+    with torch.no_grad():
+        return size // patch_tokens(encoder, blank.to(next(encoder.parameters(), blank).device))[1][0]
+
+
 def _grid(encoder: nn.Module, images: Tensor, tokens: int) -> Grid:
     size = patch_size(encoder)
     if size is not None:

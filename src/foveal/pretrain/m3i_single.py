@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from foveal.nn.cosine import unit_rows
 from foveal.pretrain.base import gather_features
-from foveal.pretrain.m3i_decoders import Grid, from_patches, patch_size, patch_tokens, places, to_patches
+from foveal.pretrain.m3i_decoders import Grid, cell_size, from_patches, patch_tokens, places, to_patches
 from foveal.pretrain.m3i_targets import M3IOutput, Valid, check_views, rank_rows, summed
 from foveal.pretrain.m3i_terms import (
     SPECIAL_CASES,
-    boltzmann_log_likelihood,
     gaussian_log_likelihood,
     layer_normed,
     mix_tokens,
     random_mix_mask,
+    unchecked_boltzmann,
     unmix_tokens,
 )
 
@@ -53,7 +53,7 @@ class M3ISingle(nn.Module):
         if case in ("byol", "simsiam"):  # without a predictor on one side alone the views would collapse
             self.predictor = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
         if case in ("mae", "beit"):
-            side = patch_size(parts.encoder)
+            side = cell_size(parts.target_encoder)
             if side is None:
                 raise ValueError(f"case={case!r} needs the size of a patch: give the encoder an integer patch_size")
             pixels = 3 * side * side
@@ -81,6 +81,7 @@ class M3ISingle(nn.Module):
     ) -> M3IOutput:
         """See `M3IObjective.forward`; ``generator`` is for masked views alone."""
         check_views(view1, view2, relative)
+        self.parts.semantic.check(text, labels)
         valid: Valid = {}
         if self.choice.inputs == "masked view":
             value = self._masked(view1, generator)
@@ -92,7 +93,7 @@ class M3ISingle(nn.Module):
             if given is None:
                 raise ValueError(f"case={self.case!r} needs {'text' if self.case == 'clip' else 'labels'}")
             of = self.parts.semantic.of_texts if self.case == "clip" else self.parts.semantic.of_labels
-            value, valid[self.case] = of(pred, own, given, having)
+            value, valid[self.case] = of(pred, own, len(view1), given, having)
         return summed({self.case: value}, valid, {self.case: 1.0}, view1=view1, view2=view2)
 
     def _vector(self, encoder: nn.Module, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
@@ -114,15 +115,13 @@ class M3ISingle(nn.Module):
             if self.choice.family == "boltzmann":
                 index = rank_rows(len(vector), vector.device)
                 scale = self.parts.semantic.logit_scale()
-                values.append(boltzmann_log_likelihood(vector, gather_features(target), 1 / scale, index))
+                values.append(unchecked_boltzmann(vector, gather_features(target), 1 / scale, index))
             else:
                 values.append(gaussian_log_likelihood(unit_rows(self.predictor(vector)), unit_rows(target)))
         return (values[0] + values[1]) / 2
 
     def _masked(self, view: Tensor, generator: torch.Generator | None) -> Float[Tensor, " b"]:
         """Pixels, codes or features of the hidden half of the patches."""
-        if generator is None:
-            raise ValueError("generator=None: give a torch.Generator, from which the hidden patches are drawn")
         with torch.no_grad():
             features, grid = patch_tokens(self.parts.target_encoder, view)
         visible = random_mix_mask(len(view), features.shape[1], 0.5, generator).to(view.device)
@@ -136,7 +135,7 @@ class M3ISingle(nn.Module):
             return gaussian_log_likelihood(self.to_pixels(hidden), pixels, self.parts.sigma, ~visible)
         codes = (unit_rows(patches.float() @ self.projection) @ unit_rows(self.codebook).mT).argmax(-1)
         scale, rows = self.parts.semantic.logit_scale(), hidden.flatten(0, 1)
-        value = boltzmann_log_likelihood(rows, self.codes.weight, 1 / scale, codes.flatten()).view_as(visible)
+        value = unchecked_boltzmann(rows, self.codes.weight, 1 / scale, codes.flatten()).view_as(visible)
         return (value * ~visible).sum(1) / (~visible).sum(1).clamp_min(1)
 
     def _decode(self, view: Tensor, patches: Tensor, visible: Tensor, grid: Grid) -> Float[Tensor, "b n d"]:

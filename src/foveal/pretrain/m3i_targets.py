@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveal.pretrain.base import LogitScale, finite_loss, gather_features
-from foveal.pretrain.m3i_terms import boltzmann_log_likelihood, joint_objective, mean_where
+from foveal.pretrain.base_towers import text_vectors
+from foveal.pretrain.m3i_terms import mean_where, unchecked_boltzmann, weighted_sum
 
 Terms = dict[str, Float[Tensor, " b"]]
 Valid = dict[str, Bool[Tensor, " b"]]
@@ -38,21 +39,31 @@ class SemanticTargets(nn.Module):
         self.classes = None if num_classes is None else nn.Embedding(num_classes, embed_dim)
         self.logit_scale = LogitScale()
 
+    def check(self, text: Any, labels: Tensor | None) -> None:
+        """ValueError for targets that there is no part for."""
+        if text is not None and self.text_encoder is None:
+            raise ValueError("text given, but text_encoder=None: give the objective one")
+        if labels is not None and self.classes is None:
+            raise ValueError("labels given, but num_classes=None: give the objective the number")
+
     def of_texts(
         self,
         pred: Float[Tensor, "n e"],
         sources: Int[Tensor, " n"],
+        batch: int,
         text: Any,
         has_text: Bool[Tensor, " b"] | None,
     ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-        """Prediction i is about sample ``sources[i]`` of the batch. The bank are the texts of all processes."""
-        if self.text_encoder is None:
-            raise ValueError("text given, but text_encoder=None: give the objective one")
-        output: Any = self.text_encoder(**text) if isinstance(text, Mapping) else self.text_encoder(text)
-        found = output if isinstance(output, Tensor) else getattr(output, "text_embeds", None)
+        """Prediction i is about image ``sources[i]`` of the ``batch``. The bank are the texts of all processes."""
+        encoder: Any = self.text_encoder
+        output = encoder(**text) if isinstance(text, Mapping) else encoder(text)
+        found = text_vectors(output)
         if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[1] != pred.shape[1]:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
-            raise ValueError(f"text_encoder returned {shape}: must be (B, {pred.shape[1]}), or have such text_embeds")
+            wanted = f"(B, {pred.shape[1]}), or an output with such text_embeds or pooler_output"
+            raise ValueError(f"text_encoder returned {shape}: must be {wanted}")
+        if len(found) != batch:
+            raise ValueError(f"text has {len(found)} rows for {batch} images: give one for each, has_text hides some")
         has_text = _flags("has_text", has_text, found)
         everywhere = gather_features(has_text.long()).bool()
         bank = gather_features(found)[everywhere]
@@ -60,32 +71,33 @@ class SemanticTargets(nn.Module):
             return 0 * pred.sum(1) + 0 * found.sum() + 0 * self.logit_scale(), has_text[sources]
         row = everywhere.long().cumsum(0) - 1  # of a text in the bank
         index = row[rank_rows(len(found), pred.device)[sources]].clamp_min(0)
-        return boltzmann_log_likelihood(pred, bank, 1 / self.logit_scale(), index), has_text[sources]
+        return unchecked_boltzmann(pred, bank, 1 / self.logit_scale(), index), has_text[sources]
 
     def of_labels(
         self,
         pred: Float[Tensor, "n e"],
         sources: Int[Tensor, " n"],
+        batch: int,
         labels: Int[Tensor, " b"],
         has_label: Bool[Tensor, " b"] | None,
     ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
         """As `of_texts`, for categories; the bank are all classes."""
-        if self.classes is None:
-            raise ValueError("labels given, but num_classes=None: give the objective the number")
+        if labels.shape != (batch,):
+            raise ValueError(f"labels {tuple(labels.shape)} must be ({batch},), one for each image")
         has_label = _flags("has_label", has_label, labels)
-        classes = self.classes.num_embeddings
-        if bool(((labels < 0) | (labels >= classes))[has_label].any()):
-            raise ValueError(f"labels must be in [0, {classes}) where has_label is True")
+        classes: Any = self.classes
+        if bool(((labels < 0) | (labels >= len(classes.weight)))[has_label].any()):
+            raise ValueError(f"labels must be in [0, {len(classes.weight)}) where has_label is True")
         index = labels.masked_fill(~has_label, 0)[sources]
-        return boltzmann_log_likelihood(pred, self.classes.weight, 1 / self.logit_scale(), index), has_label[sources]
+        return unchecked_boltzmann(pred, classes.weight, 1 / self.logit_scale(), index), has_label[sources]
 
 
 def summed(terms: Terms, valid: Valid, weights: Mapping[str, float], **inputs: Tensor) -> M3IOutput:
     """The joint objective of the samples of all processes. ValueError names the non-finite one of ``inputs``."""
     terms = {name: gather_features(value) for name, value in terms.items()}
     valid = {name: gather_features(value.long()).bool() for name, value in valid.items()}
-    loss = finite_loss(joint_objective(terms, weights, valid), **inputs)
-    return M3IOutput(loss, {name: mean_where(value, valid.get(name)) for name, value in terms.items()})
+    means = {name: mean_where(value, valid.get(name)) for name, value in terms.items()}
+    return M3IOutput(finite_loss(weighted_sum(means, weights), **inputs), means)
 
 
 def check_views(view1: Tensor, view2: Tensor, relative: Tensor | None) -> Float[Tensor, "b 4"]:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveal.nn.cosine import unit_rows
-from foveal.pretrain.base import at_least_float32, full_precision
+from foveal.pretrain.base import at_least_float32, finite_loss, full_precision
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,20 @@ def boltzmann_log_likelihood(
     """log P of the bank's row ``index[i]`` given ``pred[i]``; both sides are normalised here and get gradients.
 
     ``index`` None: row i for prediction i, so K must be B. Raises ValueError for shapes that do not fit, indices
-    outside the bank, and a temperature that is not positive.
+    outside the bank, a temperature that is not positive, and NaN or infinity.
     """
+    value = unchecked_boltzmann(pred, target, temperature, index)
+    finite_loss(value.detach().sum(), pred=pred, target=target)
+    return value
+
+
+def unchecked_boltzmann(
+    pred: Float[Tensor, "b d"],
+    target: Float[Tensor, "k d"],
+    temperature: float | Tensor,
+    index: Int[Tensor, " b"] | None = None,
+) -> Float[Tensor, " b"]:
+    """`boltzmann_log_likelihood`, but NaN of what is not finite: objectives report it once all processes know."""
     if pred.ndim != 2 or target.ndim != 2 or pred.shape[1] != target.shape[1] or 0 in (*pred.shape, *target.shape):
         raise ValueError(f"pred {tuple(pred.shape)} and target {tuple(target.shape)} must be (B, D) and (K, D)")
     value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
@@ -103,17 +115,25 @@ def gaussian_log_likelihood(
 
 
 def gaussian_entropy(z: Float[Tensor, "b d"], eps: float = 1e-4) -> Float[Tensor, ""]:
-    """Entropy in nats of a Gaussian with the biased covariance of ``z`` plus ``eps`` · I, with gradient."""
+    """Entropy in nats of a Gaussian with the biased covariance of ``z`` plus ``eps`` · I, with gradient.
+
+    Computed in float64: where B ≤ D, ``eps`` alone gives the covariance its volume, and float32 rounds it away.
+    Raises ValueError for another shape, a negative ``eps``, NaN or infinity, and an entropy of −∞.
+    """
     if z.ndim != 2 or 0 in z.shape:
         raise ValueError(f"z {tuple(z.shape)} must be (B, D)")
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps={eps}: must be positive and finite, else equal features have an entropy of −∞")
-    z = at_least_float32(z)
-    width = z.shape[1]
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps={eps}: must be at least 0 and finite")
+    if not bool(z.isfinite().all()):
+        raise ValueError("z holds NaN or infinity")
+    rows, width = z.shape
     with full_precision(z):
-        centred = z - z.mean(0)
-        covariance = centred.mT @ centred / len(z) + eps * torch.eye(width, dtype=z.dtype, device=z.device)
-        return (width * math.log(2 * math.pi * math.e) + torch.linalg.slogdet(covariance).logabsdet) / 2
+        centred = z.double() - z.double().mean(0)
+        covariance = centred.mT @ centred / rows + eps * torch.eye(width, dtype=torch.float64, device=z.device)
+        entropy = (width * math.log(2 * math.pi * math.e) + torch.linalg.slogdet(covariance).logabsdet) / 2
+    if not bool(entropy.isfinite()) or (eps == 0 and rows <= width):  # rounding would give a flat cloud some volume
+        raise ValueError(f"eps={eps}: the entropy of z {tuple(z.shape)} is not finite, give a positive eps")
+    return entropy.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def mutual_information(
@@ -144,7 +164,7 @@ def joint_objective(
         weights: λ, by the same names.
         valid: which samples count, for some or all of the names.
 
-    Raises ValueError where the names differ.
+    Raises ValueError where the names differ, and for a valid sample that is NaN or infinite.
     """
     if terms.keys() != weights.keys():
         raise ValueError(f"weights has {sorted(weights)}: must have the names of terms, {sorted(terms)}")
@@ -153,14 +173,19 @@ def joint_objective(
         raise ValueError(f"valid has {sorted(valid)}: must have names of terms, {sorted(terms)}")
     if not terms:
         raise ValueError("terms is empty: give at least one")
-    means = (weights[name] * mean_where(value, valid.get(name)) for name, value in terms.items())
-    return -torch.stack(list(means)).sum()
+    means = {name: mean_where(value, valid.get(name)) for name, value in terms.items()}
+    return finite_loss(weighted_sum(means, weights), **{f"terms[{name!r}]": mean for name, mean in means.items()})
+
+
+def weighted_sum(means: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
+    """The objective of the means of its terms."""
+    return -torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
 
 
 def mean_where(values: Float[Tensor, " b"], valid: Bool[Tensor, " b"] | None) -> Float[Tensor, ""]:
     """Mean over the valid samples, 0 if there are none; what the others hold never matters."""
     if valid is None:
-        return values.mean()
+        return values.mean() if values.numel() else values.sum()
     if valid.shape != values.shape:
         raise ValueError(f"valid {tuple(valid.shape)} must be like its term, {tuple(values.shape)}")
     return values.masked_fill(~valid.bool(), 0).sum() / valid.sum().clamp_min(1)
@@ -169,13 +194,16 @@ def mean_where(values: Float[Tensor, " b"], valid: Bool[Tensor, " b"] | None) ->
 # Mixing ---------------------------------------------------------------------------------------------------------------
 
 
-def random_mix_mask(batch: int, num_tokens: int, ratio: float, generator: torch.Generator) -> Bool[Tensor, "b n"]:
-    """Exactly round(ratio · N) tokens True in every row, on the generator's device."""
+def random_mix_mask(
+    batch: int, num_tokens: int, ratio: float, generator: torch.Generator | None
+) -> Bool[Tensor, "b n"]:
+    """Exactly round(ratio · N) tokens True in every row, on the generator's device; None is torch's own generator."""
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio={ratio}: must be in [0, 1]")
     if batch < 0 or num_tokens < 1:
         raise ValueError(f"batch={batch}, num_tokens={num_tokens}: must be at least 0 and 1")
-    order = torch.rand(batch, num_tokens, generator=generator, device=generator.device).argsort(1)
+    device = None if generator is None else generator.device
+    order = torch.rand(batch, num_tokens, generator=generator, device=device).argsort(1)
     return order < round(ratio * num_tokens)
 
 

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveal.nn.cosine import unit_rows
+from foveal.pretrain import base_fusion
 from foveal.pretrain.base import (
     LogitScale,
     at_least_float32,
@@ -38,7 +39,6 @@ from foveal.pretrain.base import (
     mean_over_processes,
 )
 from foveal.pretrain.base_fusion import IGNORED as IGNORED
-from foveal.pretrain.base_fusion import itm_loss as itm_loss
 from foveal.pretrain.base_towers import vision_tokens
 from foveal.pretrain.nevlp_bridge import ConceptQFormer as ConceptQFormer
 from foveal.pretrain.nevlp_bridge import VisualPrefix as VisualPrefix
@@ -93,8 +93,9 @@ def noise_adaptive_itc(
     logits = scaled_scores(sim, temperature)
     if noise_prob.shape != sim.shape[:1]:
         raise ValueError(f"noise_prob {tuple(noise_prob.shape)} must be ({len(sim)},), one for each pair")
-    if not bool(((noise_prob >= 0) & (noise_prob <= 1)).all()):
-        raise ValueError("noise_prob must be finite and in [0, 1]: probabilities, see fit_noise_gmm")
+    if bool((wrong := ~((noise_prob >= 0) & (noise_prob <= 1))).any()):
+        value = noise_prob[wrong][0].item()
+        raise ValueError(f"noise_prob holds {value}: must be finite and in [0, 1], probabilities of fit_noise_gmm")
     if not 0 <= lam <= 1:
         raise ValueError(f"lam={lam}: must be in [0, 1]")
     if mode not in MODES:
@@ -137,7 +138,8 @@ def retrieve_concepts(
         raise ValueError(f"image {tuple(image.shape)} and concepts {tuple(concepts.shape)} must be (B, D) and (C, D)")
     if not 1 <= k <= len(concepts):
         raise ValueError(f"k={k}: must be between 1 and the number of concepts, {len(concepts)}")
-    score, index = (unit_rows(image) @ unit_rows(concepts).mT).topk(k, 1)
+    with full_precision(image):
+        score, index = (unit_rows(image) @ unit_rows(concepts).mT).topk(k, 1)
     return index, score
 
 
@@ -194,6 +196,11 @@ def hard_negatives(
     return drawn[: len(sim)], drawn[len(sim) :]
 
 
+def itm_loss(logits: Float[Tensor, "n q 2"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+    """`base_fusion.itm_loss`; label 1: image and text match."""
+    return base_fusion.itm_loss(logits, labels)
+
+
 def citg_labels(
     concept_ids: Int[Tensor, "b c"], text_ids: Int[Tensor, "b t"], text_mask: Bool[Tensor, "b t"]
 ) -> Int[Tensor, "b c_plus_t"]:
@@ -234,7 +241,8 @@ class NevlpOutput:
 class NevlpObjective(nn.Module):
     """Stage 1. In a distributed run contrast and hard negatives reach over all processes.
 
-    There every process needs as many pairs, texts padded to the same length, and a generator in the same state.
+    There every process needs as many pairs and a generator in the same state; texts and concepts may be padded to
+    other lengths on each.
 
     Args:
         vision: images -> (B, N, Dv), or a vision model of transformers; it is frozen here, and stays in eval mode.
@@ -280,7 +288,7 @@ class NevlpObjective(nn.Module):
         """The losses of a batch. ``noise_prob`` None: plain contrast, for the warm-up.
 
         Raises ValueError for shapes that do not fit, empty texts and non-finite features. A batch of one has no
-        negatives: nitc is 0, citm sees the positive alone.
+        negatives: nitc is 0, citm sees the positive alone, as it does where all texts are alike.
         """
         if concept_ids is None or concept_mask is None:
             if self.concept_index is not None:
@@ -308,13 +316,15 @@ class NevlpObjective(nn.Module):
         self, features: Tensor, texts: list[Tensor], sim: Tensor, mine: slice, generator: torch.Generator
     ) -> Float[Tensor, ""]:
         """Positives, then each image with a wrong text, then each text with a wrong image and that image's concepts."""
+        lengths = gather_features(sim.new_tensor([[x.shape[1] for x in texts]], dtype=torch.long)).amax(0).tolist()
+        texts = [F.pad(x, (0, length - x.shape[1])) for x, length in zip(texts, lengths, strict=True)]
         rows, wrong = len(features), [[features, *texts]]
-        if len(sim) > 1:
+        ids, mask, concepts, concept_mask = (gather_features(x.long()) for x in texts)
+        mask, concept_mask = mask.bool(), concept_mask.bool()
+        visible = ids.masked_fill(~mask, -1)
+        alike = (visible[:, None] == visible[None]).all(2)  # a text's duplicate is no negative
+        if not bool(alike.all()):
             every_image = gather_features(features)
-            ids, mask, concepts, concept_mask = (gather_features(x.long()) for x in texts)
-            mask, concept_mask = mask.bool(), concept_mask.bool()
-            visible = ids.masked_fill(~mask, -1)
-            alike = (visible[:, None] == visible[None]).all(2)  # a text's duplicate is no negative
             distances = sim.detach().masked_fill(alike, NEVER)
             text_for_image, image_for_text = hard_negatives(distances, generator, 1 / self.logit_scale().detach())
             other_text, other_image = text_for_image[mine], image_for_text[mine]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from foveal.pretrain.base import at_least_float32
+from foveal.pretrain.base import at_least_float32, mean_over_processes
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,29 @@ def fit_noise_gmm(losses: Float[Tensor, " n"], num_iter: int = 50, reg: float = 
         num_iter: rounds of E and M; a last E gives ``noise_prob``.
         reg: added to the variances of every M.
 
-    ``noise_prob`` is 0 where all losses are equal. Raises ValueError unless there are at least two finite losses.
+    ``noise_prob`` is 0 where all losses are equal, but for the rounding of their precision. Raises ValueError unless
+    there are at least two finite losses, and for a ``num_iter`` or ``reg`` that is negative or not finite.
     """
     if losses.ndim != 1 or len(losses) < 2:
         raise ValueError(f"losses {tuple(losses.shape)} must be (n,) with n at least 2: the losses of a whole epoch")
     if not bool(losses.isfinite().all()):
         raise ValueError("losses holds NaN or infinity: check the features that they were computed from")
-    if num_iter < 1 or not 0 < reg < math.inf:
-        raise ValueError(f"num_iter={num_iter}, reg={reg}: must be at least 1, and positive")
-    x = losses.double()
-    scaled = (x - x.min()) / (x.max() - x.min()).clamp_min(torch.finfo(torch.double).tiny)
+    if num_iter < 0 or not 0 <= reg < math.inf:
+        raise ValueError(f"num_iter={num_iter}, reg={reg}: neither may be negative, reg must be finite")
+    x, tiny = losses.double(), torch.finfo(torch.double).tiny
+    rounding = torch.finfo(losses.dtype if losses.is_floating_point() else x.dtype).eps * x.abs().max().clamp_min(1)
+    spread = x.max() - x.min()
+    alike = spread <= 16 * rounding  # the logarithms and sums behind a loss are off by a few of these
+    scaled = (x - x.min()) / spread.masked_fill(alike, 1)
     means = scaled.new_tensor([0.0, 1.0])
     variances, weights = scaled.var(correction=0).expand(2), scaled.new_tensor([0.5, 0.5])
-    if bool(x.max() == x.min()):
+    if bool(alike):
         return NoiseGMM(means, variances.clone(), weights, torch.zeros_like(x))
     for _ in range(num_iter):
         shares = _shares(scaled, means, variances, weights)
-        mass = shares.sum(0).clamp_min(torch.finfo(torch.double).tiny)
+        mass = shares.sum(0).clamp_min(tiny)
         means = shares.mT @ scaled / mass
-        variances = (shares * (scaled[:, None] - means).square()).sum(0) / mass + reg
+        variances = ((shares * (scaled[:, None] - means).square()).sum(0) / mass + reg).clamp_min(tiny)
         weights = mass / len(x)
     noisy = int(means.argmax())
     return NoiseGMM(means, variances, weights, _shares(scaled, means, variances, weights)[:, noisy])
@@ -71,7 +75,8 @@ class NoiseEstimator(nn.Module):
     """The noise probability of every pair of a dataset, estimated anew after each epoch; saved with the checkpoint.
 
     ``estimator(index)`` gives the ε of a batch. During the epoch `record` its plain losses (`NevlpOutput` has them),
-    after it call `refresh`. Until the first refresh ε is 0: that is the warm-up.
+    after it call `refresh`, in a distributed run on every process: the mixture is that of the pairs of all of them.
+    Until the first refresh ε is 0: that is the warm-up.
     """
 
     losses: Tensor
@@ -96,9 +101,14 @@ class NoiseEstimator(nn.Module):
         self.losses[index] = per_sample_itc.to(self.losses)
 
     def refresh(self) -> NoiseGMM:
-        """Fit the mixture to what was recorded, and forget it. Pairs that were not seen keep their ε."""
-        seen = ~self.losses.isnan()
-        mixture = fit_noise_gmm(self.losses[seen])
+        """Fit the mixture to what all processes recorded, and forget it. Pairs that no one saw keep their ε.
+
+        Of a pair that several processes saw, the mean of its losses counts.
+        """
+        here = ~self.losses.isnan()
+        total, count = mean_over_processes(torch.stack([self.losses.masked_fill(~here, 0), here.to(self.losses)]))
+        seen = count > 0
+        mixture = fit_noise_gmm(total[seen] / count[seen])
         self.noise_prob[seen] = mixture.noise_prob.to(self.noise_prob)
         self.losses.fill_(math.nan)
         return mixture

@@ -128,9 +128,10 @@ class PrefixConditioningObjective(nn.Module):
     ) -> ContrastiveOutput:
         """See `unicl_loss`; without labels, CLIP's loss. Every process must call this alike, with as many rows."""
         rows = gathered_pairs(image_features, text_features)
+        if labels is not None:
+            labels = _checked_labels(labels, len(image_features))
         if labels is None or self.objective == "clip":
             return _contrast(*rows, self.logit_scale())
-        labels = _checked_labels(labels, len(image_features))
         return _contrast(*rows, self.logit_scale(), (labels, gather_features(labels)))
 
 
@@ -149,8 +150,9 @@ def debiased_batches(
     """(source, indices within it): every batch is of one source.
 
     Without ``weights`` one epoch: each source shuffled and cut, the batches of all shuffled together; ``drop_last``
-    leaves out the smaller batch at the end of a source. With ``weights`` and ``num_batches``: the source of each batch
-    is drawn by the weights and goes on through its permutations, one after the other, in full batches.
+    leaves out the smaller batch at the end of a source, and so a source that fills no batch. With ``weights`` and
+    ``num_batches``: the source of each batch is drawn by the weights and goes on through its permutations, one after
+    the other, in full batches.
 
     In a distributed run give all processes the same seed, and split the batch among them afterwards.
 
@@ -190,8 +192,6 @@ def _epoch(
     cut = [torch.randperm(size, generator=generator).split(batch_size) for size in sizes]
     batches = [(c, batch) for c, parts in enumerate(cut) for batch in parts]
     batches = [(c, batch) for c, batch in batches if len(batch) == batch_size or (len(batch) and not drop_last)]
-    if not batches:
-        raise ValueError(f"sizes={tuple(sizes)} make no batch of batch_size={batch_size}: choose a smaller one")
     for place in torch.randperm(len(batches), generator=generator).tolist():
         yield batches[place]
 

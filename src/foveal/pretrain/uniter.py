@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveal.nn.ot import ipot as ipot
-from foveal.pretrain.base import at_least_float32, finite_loss, mean_over_processes
+from foveal.pretrain.base import at_least_float32, finite_on_all, mean_over_processes
 from foveal.pretrain.base_fusion import IGNORED as IGNORED
 from foveal.pretrain.base_fusion import itm_loss as itm_loss
 from foveal.pretrain.uniter_model import INPUTS, Batch
@@ -224,18 +224,18 @@ class UNITERObjective(nn.Module):
         self.model, self.wra_weight, self.mrm_reduction = model, wra_weight, mrm_reduction
 
     def forward(self, task: str, batch: Batch) -> UNITEROutput:
-        """``task``: mlm, mrfr, mrc, mrc_kl or itm.
+        """``task``: mlm, mrfr, mrc, mrc_kl or itm. What else the batch holds is not looked at.
 
-        Raises ValueError for an unknown task, a batch without what the task needs, and non-finite features.
+        Raises ValueError for an unknown task, a batch without what the task needs, shapes that do not fit, and, on all
+        processes together, non-finite features.
         """
         if task not in NEEDED:
             raise ValueError(f"task={task!r} is unknown: choose one of {', '.join(NEEDED)}")
-        missing = [name for name in (*INPUTS, *NEEDED[task]) if name not in batch]
-        if missing:
-            raise ValueError(f"batch has no {missing[0]!r}, which task={task!r} needs")
+        needed = {name: batch.get(name) for name in (*INPUTS, *NEEDED[task])}
+        if missing := [name for name, value in needed.items() if not isinstance(value, Tensor)]:
+            raise ValueError(f"batch has no {missing[0]!r} tensor, which task={task!r} needs")
         out = {"mlm": self._mlm, "itm": self._itm}[task](batch) if task in ("mlm", "itm") else self._mrm(task, batch)
-        floats = {name: value for name, value in batch.items() if value.is_floating_point()}
-        finite_loss(out.loss, **floats)
+        finite_on_all(out.loss, **_floats(task, batch))
         return out
 
     def _mlm(self, batch: Batch) -> UNITEROutput:
@@ -253,7 +253,11 @@ class UNITERObjective(nn.Module):
             prediction = self.model.forward_mrfr(batch)
             loss = mrfr_loss(prediction, batch["region_features"][masked], reduction=self.mrm_reduction)
         else:
-            logits, probabilities = self.model.forward_mrc(batch), batch["detector_probs"][masked]
+            logits, probabilities = self.model.forward_mrc(batch), batch["detector_probs"]
+            if probabilities.shape != (*masked.shape, logits.shape[1]):
+                wanted = f"(B, N, classes) = {(*masked.shape, logits.shape[1])}"
+                raise ValueError(f"detector_probs {tuple(probabilities.shape)} must be {wanted}")
+            probabilities = probabilities[masked]
             if task == "mrc":
                 loss = mrc_loss(logits, probabilities)
             else:
@@ -262,10 +266,17 @@ class UNITERObjective(nn.Module):
         return UNITEROutput(loss, mrm=loss)
 
     def _itm(self, batch: Batch) -> UNITEROutput:
-        logits, distances = self.model.forward_itm(batch)
+        hidden, pooled = self.model.encode(batch)  # below, `wra_distance` would refuse NaN on this process alone
+        finite_on_all(hidden.mean(), **_floats("itm", batch), **{"hidden states": hidden})
+        logits, distances = self.model.match(batch, hidden, pooled)
         matching = itm_loss(logits, batch["targets"])
         alignment = wra_loss(distances, batch["targets"] == 1)
         return UNITEROutput(matching + self.wra_weight * alignment, None, None, matching, alignment, distances)
+
+
+def _floats(task: str, batch: Batch) -> dict[str, Tensor]:
+    """What may hold NaN of what the task needs."""
+    return {name: batch[name] for name in (*INPUTS, *NEEDED[task]) if batch[name].is_floating_point()}
 
 
 def _share(wanted: Bool[Tensor, "b l"]) -> Float[Tensor, ""]:

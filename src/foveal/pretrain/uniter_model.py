@@ -81,12 +81,16 @@ def wra_distance(
     """Cost of moving each text's words onto its image's regions: Σ C∘T with C = 1 − cosine and T from `ipot`.
 
     The gradient goes through C alone, as the optimal T does not change to first order. Padding may hold anything.
+    Raises ValueError for shapes that do not fit, and for NaN or infinity at valid places.
     """
     for name, hidden, mask in (("text", text_hidden, text_mask), ("image", image_hidden, image_mask)):
         if hidden.ndim != 3 or mask.shape != hidden.shape[:2]:
             shapes = f"{name}_hidden {tuple(hidden.shape)}, {name}_mask {tuple(mask.shape)}"
             raise ValueError(f"{shapes}: must be (B, length, D) and (B, length)")
     words, regions = mask_regions(text_hidden, ~text_mask.bool()), mask_regions(image_hidden, ~image_mask.bool())
+    for name, hidden in (("text_hidden", words), ("image_hidden", regions)):
+        if not bool(hidden.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity: check the features that it was computed from")
     cost = cosine_cost(words, regions)
     plan = ipot(cost.detach(), text_mask, image_mask, beta=beta, iterations=iterations, inner=inner)
     return (cost * plan).sum((1, 2))
@@ -247,11 +251,11 @@ class UNITERForPretraining(nn.Module):
 
     def forward_mlm(self, batch: Batch) -> Float[Tensor, "b l v"]:
         """Scores of all words at every place of the text; all regions are visible."""
-        return self.cls["predictions"](self._encode(batch)[0][:, : batch["input_ids"].shape[1]])
+        return self.cls["predictions"](self.encode(batch)[0][:, : batch["input_ids"].shape[1]])
 
     def word_scores(self, batch: Batch, wanted: Bool[Tensor, "b l"]) -> Float[Tensor, "s v"]:
         """`forward_mlm` at the places ``wanted`` alone: with a large vocabulary the others cost most of the step."""
-        return self.cls["predictions"](self._encode(batch)[0][:, : batch["input_ids"].shape[1]][wanted])
+        return self.cls["predictions"](self.encode(batch)[0][:, : batch["input_ids"].shape[1]][wanted])
 
     def forward_mrfr(self, batch: Batch) -> Float[Tensor, "s dv"]:
         """The features of the masked regions; all words are visible."""
@@ -263,16 +267,25 @@ class UNITERForPretraining(nn.Module):
 
     def forward_itm(self, batch: Batch) -> tuple[Float[Tensor, "b 2"], Float[Tensor, " b"]]:
         """Scores of (no match, match), and `wra_distance` over all valid words and regions; nothing is masked."""
-        (hidden, pooled), length = self._encode(batch), batch["input_ids"].shape[1]
+        return self.match(batch, *self.encode(batch))
+
+    def match(
+        self, batch: Batch, hidden: Float[Tensor, "b l_plus_n d"], pooled: Float[Tensor, "b d"]
+    ) -> tuple[Float[Tensor, "b 2"], Float[Tensor, " b"]]:
+        """`forward_itm` of what `encode` gave."""
+        length = batch["input_ids"].shape[1]
         masks = batch["text_mask"], batch["region_mask"]
         return self.itm_output(pooled), wra_distance(hidden[:, :length], hidden[:, length:], *masks)
 
-    def _encode(self, batch: Batch, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, batch: Batch, masked: Bool[Tensor, "b n"] | None = None
+    ) -> tuple[Float[Tensor, "b l_plus_n d"], Float[Tensor, "b d"]]:
+        """Hidden states of words and regions, and the pooled vector; see `UNITER`."""
         return self.uniter(*(batch[name] for name in INPUTS), masked)
 
     def _masked_regions(self, batch: Batch) -> Float[Tensor, "s d"]:
         masked = batch["masked_regions"].bool()
-        return self._encode(batch, masked)[0][:, batch["input_ids"].shape[1] :][masked]
+        return self.encode(batch, masked)[0][:, batch["input_ids"].shape[1] :][masked]
 
 
 def _start(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from foveal.nn.cosine import unit_rows
-from foveal.pretrain.base import gather_features
+from foveal.pretrain.base import full_precision, gather_features
 from foveal.pretrain.nevlp import fit_noise_gmm, itc_per_sample, noise_adaptive_itc
 from foveal.pretrain.prefix_conditioning import CAPTION, LABEL, PrefixConditioningObjective, PrefixTextEncoder
 from foveal.recipes._clip_learners import Batch, Learner, caption_of
@@ -58,7 +58,8 @@ class Nevlp(Learner):
         texts = self.text_features([caption_of(sample) for sample in batch["samples"]])
         sides = (gather_features(side) for side in (self.image_features(batch["pixels"]), texts))
         image, text = map(unit_rows, sides)
-        similar, temperature = image @ text.mT, 1 / self.model.logit_scale.exp()
+        with full_precision(image):
+            similar, temperature = image @ text.mT, 1 / self.model.logit_scale.exp()
         latest = torch.cat([self.recent, itc_per_sample(similar.detach(), temperature.detach()).to(self.recent)])
         noise = torch.zeros(len(similar), device=similar.device)
         if int(self.finished) >= WARM_UP * self.steps and not bool(latest.isnan().any()):
