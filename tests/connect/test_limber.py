@@ -196,11 +196,42 @@ def test_generate_stops_each_row_at_its_end_token(model):
     assert (got == model.eos_id).any()
 
 
-def test_generate_ignores_the_checkpoints_own_sampling_defaults():
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"do_sample": True, "temperature": 5.0, "repetition_penalty": 8.0},
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(4, 12))},
+        {"forced_eos_token_id": EOS},
+        {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0},
+        {"max_time": 1e-9},
+        {"return_dict_in_generate": True, "output_scores": True},
+    ],
+    ids=lambda defaults: next(iter(defaults)),
+)
+def test_generate_ignores_the_checkpoints_own_defaults(defaults):
     model = seeded(lambda: Limber(LimberConnector(6, WIDTH), llama(), EOS))
     plain = model.generate(features(4, 3, 6))
-    model.language.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=8.0)
+    own = model.language.generation_config
+    own.update(**defaults)
+    before = own.to_dict()
     assert torch.equal(model.generate(features(4, 3, 6)), plain)
+    assert model.language.generation_config is own
+    assert own.to_dict() == before
+    with pytest.raises(RuntimeError):
+        Limber(LimberConnector(6, WIDTH + 1), model.language, EOS).generate(features(4, 3, 6))
+    assert own.to_dict() == before
+
+
+def test_generate_leaves_every_part_in_its_mode():
+    model = seeded(lambda: Limber(LimberConnector(6, WIDTH), llama(), EOS)).train()
+    model.connector.eval()
+    model.generate(features(2, 3, 6), max_new_tokens=2)
+    assert model.training
+    assert not model.connector.training
+    model.eval().connector.dropout.train()
+    model.generate(features(2, 3, 6), max_new_tokens=2)
+    assert [name for name, module in model.named_modules() if module.training] == ["connector.dropout"]
 
 
 VISION = {
@@ -212,6 +243,16 @@ VISION = {
     "beit": lambda: BeitModel(
         BeitConfig(
             hidden_size=6, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4
+        )
+    ),
+    "pair": lambda: BeitModel(
+        BeitConfig(
+            hidden_size=6,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=(4, 4),
         )
     ),
     "resnet": lambda: ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[6], depths=[1], layer_type="basic")),
@@ -230,7 +271,7 @@ def test_vision_towers_of_hugging_face(tower, seq_len):
     out.loss.backward()
     assert all(parameter.grad is None for parameter in vision.parameters())
     assert not vision.training
-    if tower in ("clip", "beit") and seq_len is None:  # the class token comes first and is left out
+    if tower in ("clip", "beit", "pair") and seq_len is None:  # the class token comes first and is left out
         tokens = vision(images).last_hidden_state[:, 1:]
         torch.testing.assert_close(model.eval().soft_prompt(images), model.connector(tokens))
 

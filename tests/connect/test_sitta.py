@@ -54,6 +54,19 @@ def test_standardize_uses_population_std_and_survives_constant_columns():
     torch.testing.assert_close(sitta.standardize(x[:2], mean, std)[0], z[:2])
 
 
+@pytest.mark.parametrize("value", [1000.1, 0.1, 1 / 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_column_is_zero_and_not_its_rounding_error(value, dtype):
+    x = draw(7, 3, dtype=dtype) + 5
+    expected = (x - x.mean(0)) / x.std(0, correction=0)
+    x[:, 1] = value
+    z, mean, std = sitta.standardize(x)
+    assert torch.equal(z[:, 1], A(7, dtype=dtype))
+    assert (mean[1], std[1]) == (x[0, 1], 0)
+    assert torch.equal(z[:, ::2], expected[:, ::2])
+    assert torch.equal(sitta.standardize(x[3:4], mean, std)[0], z[3:4])
+
+
 @settings(max_examples=20, deadline=None)
 @given(n=st.integers(2, 12), dv=st.integers(1, 8), dl=st.integers(1, 8), seed=st.integers(0, 99))
 def test_ols_residual_is_orthogonal_and_minimum_norm(n, dv, dl, seed):
@@ -175,9 +188,32 @@ def test_retrieval_against_a_slow_loop(seed, k, pool):
     assert torch.equal(sitta.retrieve_tokens(z, targets, k, pool=99), ranks)
 
 
+@pytest.mark.parametrize("scale", [1e25, 1e-13, 1e-30])
+@pytest.mark.parametrize("scaled", ["z", "targets", "both"])
+def test_lengths_do_not_matter_to_retrieval(scale, scaled):
+    z, targets = draw(3, 5, dtype=torch.float32), draw(20, 5, seed=1, dtype=torch.float32)
+    expected = sitta.retrieve_tokens(z, targets, 7)
+    z = z if scaled == "targets" else z * scale
+    targets = targets if scaled == "z" else targets * scale
+    assert torch.equal(sitta.retrieve_tokens(z, targets, 7), expected)
+
+
+def test_of_equal_cosines_the_lower_id_comes_first():
+    targets = torch.eye(3)[torch.tensor([2, 1, 0, 1] * 20)]  # 60 of 80 equal ones beyond the pool of the two best
+    z = torch.tensor([[0.0, 5, 0], [3, 0, 0], [0, 0, 1]])
+    firsts = [[1, 3, 5, 7, 9], [2, 6, 10, 14, 18], [0, 4, 8, 12, 16]]
+    assert sitta.retrieve_tokens(z, targets, 5, pool=5).tolist() == firsts
+    assert sitta.retrieve_tokens(z, targets, 5).tolist() == firsts
+    assert sitta.retrieve_tokens(z[:1], targets, 2, pool=2, allowed=[9, 3, 5, 0, 3]).tolist() == [[3, 5]]
+    assert sitta.retrieve_tokens(z[:1], targets, 3, pool=43).tolist() == [firsts[0][:3]]
+    assert sitta.retrieve_tokens(z[:0], targets, 3).shape == (0, 3)
+
+
 def test_golden_ndcg_and_edge_cases():
     assert sitta.ndcg(TENSOR["ndcg_retrieved"], TENSOR["ndcg_relevant"]) == pytest.approx(float(GOLDEN["ndcg_value"]))
     assert sitta.ndcg([3, 1, 2], [9]) == 0.0
+    for relevant in ({1, 2}, {1: "a", 2: "b"}.keys(), np.array([1, 2]), torch.tensor([1, 2])):
+        assert sitta.ndcg([3, 1, 2], relevant) == pytest.approx(sitta.ndcg([3, 1, 2], [1, 2])) != 0
     assert sitta.ndcg([], [1]) == 0.0
     assert sitta.ndcg(["dog", "cat"], ["dog", "whale"]) == 1.0
     assert sitta.ndcg([1, 5, 5], [5]) == pytest.approx((1 / np.log2(3) + 0.5) / (1 + 1 / np.log2(3)))
@@ -255,6 +291,40 @@ def test_connector_gives_the_models_own_embeddings():
     assert set(connector.state_dict()) == {"weight", "mean", "std"}  # the vocabulary is the language model's
 
 
+def test_a_mapper_fitted_again_retrieves_among_its_new_words():
+    sources, tokens = draw(8, 5), golden_tokens()
+    mapper = SittaMapper("procrustes").fit(sources, tokens, draw(30, 4, seed=1))
+    mapper.retrieve(sources, 3)
+    other = draw(30, 4, seed=2)
+    again = SittaMapper("procrustes").fit(sources, tokens, other).retrieve(sources, 3)
+    assert torch.equal(mapper.fit(sources, tokens, other).retrieve(sources, 3), again)
+
+
+def test_loading_a_connector_leaves_the_mapper_as_it_was():
+    embedding, sources = draw(30, 4, seed=1), draw(8, 5)
+    mappers = [SittaMapper(method).fit(sources, golden_tokens(), embedding) for method in ("ols", "procrustes")]
+    mean = sources.mean(0)
+    kept = [mappers[0].W.clone(), mappers[0].source_std.clone(), mean.clone()]
+    SittaConnector(mappers[0], embedding, mean=mean).load_state_dict(
+        {name: value + 1 for name, value in SittaConnector(mappers[1], embedding).state_dict().items()}
+    )
+    assert all(map(torch.equal, (mappers[0].W, mappers[0].source_std, mean), kept))
+
+
+def test_statistics_of_another_dtype_and_empty_batches():
+    embedding, sources = draw(30, 4, seed=1).float(), draw(8, 5).float()
+    mapper = SittaMapper("procrustes").fit(sources, golden_tokens(), embedding)
+    for dtype in (torch.float64, torch.bfloat16):
+        query, own = sources.to(dtype), {"mean": sources.mean(0).to(dtype), "std": sources.std(0).to(dtype)}
+        cast = {name: value.float() for name, value in own.items()}
+        assert torch.equal(mapper.transform(query, **own), mapper.transform(query.float(), **cast))
+        expected = embedding[mapper.retrieve(sources, 3, **cast)]
+        assert torch.equal(SittaConnector(mapper, embedding, k=3, **own)(sources), expected)
+    assert mapper.transform(sources[:0]).shape == (0, 4)
+    assert mapper.retrieve(sources[:0], 3).shape == (0, 3)
+    assert SittaConnector(mapper, embedding, k=3)(sources[:0]).shape == (0, 3, 4)
+
+
 # Captioner ------------------------------------------------------------------------------------------------------------
 
 CORPUS = ["a dog plays with a ball on the grass.", "a boat sails in the harbor.\n", "words: A picture of bread"] * 3
@@ -321,6 +391,18 @@ def test_the_cached_prefix_is_passed_by_its_current_name(tokenizer, kind, caplog
     cap = captioner(tokenizer, kind, prompt=PromptStyle(before="words:", separator=None, max_new_tokens=3))
     assert cap.caption(draw(5, seed=3))[1]
     assert not [record.getMessage() for record in caplog.records if "deprecated" in record.getMessage()]
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_the_checkpoints_own_defaults_are_ignored(tokenizer, kind):
+    cap = captioner(tokenizer, kind, prompt=PromptStyle(before="words:", separator=None, max_new_tokens=9))
+    feature, own = draw(5, seed=3), cap.language.generation_config
+    candidates = cap.caption(feature)[1]
+    own.update(no_repeat_ngram_size=1, suppress_tokens=list(range(100)), min_new_tokens=5, num_beams=2)
+    before = own.to_dict()
+    assert cap.caption(feature)[1] == candidates
+    assert cap.language.generation_config is own
+    assert own.to_dict() == before
 
 
 def greedy_text(language, tokenizer, ids, stop, steps):
@@ -409,6 +491,12 @@ BAD = {
     "k above pool": (lambda: sitta.retrieve_tokens(Z, draw(9, 3), 5, pool=4), "pool=4"),
     "k above vocabulary": (lambda: sitta.retrieve_tokens(Z, draw(4, 3), 5), "k=5"),
     "too few allowed": (lambda: sitta.retrieve_tokens(Z, draw(9, 3), 2, allowed=[3]), "k=2"),
+    "none allowed": (lambda: sitta.retrieve_tokens(Z, draw(9, 3), 2, allowed=[]), "allowed"),
+    "none allowed by mask": (lambda: sitta.retrieve_tokens(Z, draw(9, 3), 2, allowed=A(9).bool()), "allowed"),
+    "allowed above": (lambda: sitta.retrieve_tokens(Z, draw(9, 3), 2, allowed=[1, 2, 9]), "allowed .*9"),
+    "allowed below": (lambda: sitta.retrieve_tokens(Z, draw(9, 3), 2, allowed=[-1, 2, 3]), "allowed .*-1"),
+    "allowed numbers": (lambda: sitta.retrieve_tokens(Z, draw(9, 3), 2, allowed=A(9)), "allowed"),
+    "targets nan": (lambda: sitta.retrieve_tokens(Z, draw(9, 3) * float("nan"), 2), "targets"),
     "allowed length": (lambda: sitta.retrieve_tokens(Z, draw(9, 3), 2, allowed=A(5).bool()), "allowed"),
     "few distinct": (lambda: sitta.retrieve_tokens(Z, draw(9, 3), 2, lambda i: "x"), "distinct"),
     "zero row": (lambda: sitta.retrieve_tokens(A(1, 3), draw(9, 3).float(), 2), "zero"),
@@ -432,9 +520,12 @@ def test_bad_input_is_named(case):
 
 
 def test_captioner_bad_input(tokenizer):
+    endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer)
     with pytest.raises(ValueError, match="separator"):
         captioner(tokenizer, prompt=PromptStyle(separator=" and then "))
     with pytest.raises(ValueError, match="n_orders"):
         captioner(tokenizer, n_orders=0)
+    with pytest.raises(ValueError, match=r"prompt\.stop=''"):
+        captioner(endless, prompt=PromptStyle(separator=None, stop=""))
     with pytest.raises(ValueError, match="feature"):
         captioner(tokenizer, prompt=PromptStyle(separator=None)).caption(A(1, 5))

@@ -78,6 +78,25 @@ def test_quantiser():
     assert half.loss.dtype == torch.float32
 
 
+WHERE = [(5, 3, 0, 0), (33, 7, 0, 0), (33, 66, 100, 0), (33, 66, 10_000, 0), (33, 66, 0, 10_000)]
+
+
+@pytest.mark.parametrize(("width", "k", "offset", "apart"), WHERE)
+def test_the_nearest_is_found_far_from_zero_too(width, k, offset, apart):
+    """And of codes that are equal the first, which the matrix product's rounding does not respect."""
+    halves = offset + apart * (torch.arange(k) % 2)[:, None]
+    codebook = torch.randn(k, width, generator=rng(1)) + halves
+    z = torch.cat([*(torch.randn(k, width, generator=rng(seed)) + halves for seed in (2, 3, 4)), codebook])
+    gaps = torch.stack([(z.double() - code).square().sum(1) for code in codebook.double()], 1)
+    expected, twice = gaps.argmin(1), torch.cat([codebook, codebook])
+    assert torch.equal(vector_quantize(z, codebook).indices, expected)
+    assert torch.equal(vector_quantize(z, twice).indices, expected)
+    assert torch.equal(torch.cat([vector_quantize(one, twice).indices[None] for one in z]), expected)
+    assert torch.equal(kmeans(z, 2 * k, init=twice, num_iter=0).labels, expected)
+    inertias = [float(kmeans(z, k, init=codebook, num_iter=rounds).inertia) for rounds in range(8)]
+    assert all(later <= earlier for earlier, later in pairwise(inertias))
+
+
 @pytest.mark.parametrize(
     ("z", "codebook", "beta", "match"),
     [
@@ -87,6 +106,7 @@ def test_quantiser():
         (torch.ones(2, 3), torch.ones(4, 3), -1.0, "beta=-1"),
         (torch.full((2, 3), math.nan), torch.ones(4, 3), 0.25, "NaN"),
         (torch.ones(2, 3), torch.full((4, 3), math.inf), 0.25, "NaN or infinity"),
+        (torch.ones(2, 3), torch.tensor([[1.0] * 3, [-math.inf] * 3]), 0.25, "NaN or infinity"),
     ],
 )
 def test_bad_quantisers(z, codebook, beta, match):
@@ -218,6 +238,7 @@ def test_the_better_part():
     [
         (lambda: select_every(torch.zeros(3), 1), "float32"),
         (lambda: select_every(torch.zeros(3, dtype=torch.long), 0), "every=0"),
+        (lambda: select_every(torch.zeros(6, dtype=torch.long), 2.5), "every=2.5"),
         (lambda: select_fraction(torch.zeros(3, dtype=torch.long), 0.0, rng()), "fraction=0.0"),
         (lambda: select_fraction(torch.zeros(3, dtype=torch.long), 1.1, rng()), "fraction=1.1"),
         (lambda: top_by_score(torch.tensor([1.0, math.nan])), "NaN"),
@@ -299,6 +320,7 @@ def test_histogram_clusters_find_the_kinds():
     [
         ({"every": None}, "exactly one"),
         ({"fraction": 0.5}, "every=2 and fraction=0.5"),
+        ({"every": None, "fraction": 0.0}, "fraction=0.0"),
         ({"generator": None}, "generator=None"),
         ({"captions": ["a"]}, "captions has 1 entries for 60"),
         ({"generated": ["a"]}, "generated has 1 entries"),

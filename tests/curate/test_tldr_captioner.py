@@ -5,7 +5,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertConfig, BertLMHeadModel, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    ViTConfig,
+    ViTModel,
+)
 
 from foveal.curate.tldr import CodebookCaptioner, caption_ids, load_captioner, save_captioner, vector_quantize
 from foveal.curate.tldr_train import Reseeding, small_captioner
@@ -104,6 +115,37 @@ def test_captions_are_written(captioner, tokenizer):
     assert all(isinstance(text, str) for text in batch)
 
 
+def test_codes_and_captions_are_those_of_evaluation_mode(captioner, tokenizer):
+    """Dropout is off meanwhile, also of a part that alone was awake; afterwards every part is as it was."""
+    captioner.vision.embeddings.dropout.p = captioner.decoder.bert.embeddings.dropout.p = 0.5
+    captioner.codebook.data.normal_(generator=torch.Generator().manual_seed(0))
+
+    def seen():
+        return captioner.codes(pictures()), captioner.generate(pictures(), tokenizer, prompt="", max_length=12)
+
+    codes, said = captioner.eval() and seen()
+    captioner.vision.embeddings.train()
+    modes = [module.training for module in captioner.modules()]
+    for _ in range(3):
+        assert torch.equal(seen()[0], codes)
+        assert seen()[1] == said
+    assert [module.training for module in captioner.modules()] == modes
+    captioner.train()
+    assert torch.equal(seen()[0], codes)
+    assert all(module.training for module in captioner.modules())
+
+
+def test_double_precision_stays(captioner, tokenizer):
+    ids, mask = caption_ids(TEXTS, tokenizer)
+    model = captioner.double().eval()
+    out = model(pictures().double(), ids, mask)
+    memory = model.codebook[out.indices]
+    scores = model.decoder(ids, mask, encoder_hidden_states=memory).logits[:, :-1]
+    wanted = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+    assert out.lm.dtype == out.loss.dtype == torch.float64
+    torch.testing.assert_close(out.lm, F.cross_entropy(scores.flatten(0, 1), wanted.flatten()))
+
+
 def test_it_learns_and_keeps_its_codes_alive(captioner, tokenizer):
     ids, mask = caption_ids(TEXTS, tokenizer)
     optimizer, rng = torch.optim.Adam(captioner.parameters(), 3e-3), torch.Generator().manual_seed(0)
@@ -180,10 +222,24 @@ def test_bad_captioners(captioner, tokenizer):
     )
     with pytest.raises(ValueError, match=r"gives \(2, 2, 8\).*dim=48"):
         CodebookCaptioner(vision, captioner.decoder, dim=48)(pictures(), ids, mask)
-    blind = BertLMHeadModel(
-        BertConfig(
-            vocab_size=len(tokenizer), hidden_size=48, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
-        )
-    )
-    with pytest.raises(ValueError, match="add_cross_attention=True"):
-        CodebookCaptioner(captioner.vision, blind, dim=48)(pictures(), ids, mask)
+
+
+BLIND = {
+    "add_cross_attention=True": lambda **size: BertLMHeadModel(BertConfig(is_decoder=True, **size)),
+    "LlamaForCausalLM": lambda **size: LlamaForCausalLM(LlamaConfig(intermediate_size=8, **size)),
+    "OPTForCausalLM": lambda **size: OPTForCausalLM(OPTConfig(ffn_dim=8, word_embed_proj_dim=48, **size)),
+    "Qwen2ForCausalLM": lambda **size: Qwen2ForCausalLM(
+        Qwen2Config(intermediate_size=8, num_key_value_heads=2, **size)
+    ),
+}
+
+
+@pytest.mark.parametrize("named", BLIND)
+def test_decoders_that_cannot_see_are_refused(named, captioner, tokenizer):
+    """Some take the codes of the picture and do not look at them."""
+    size = {"vocab_size": len(tokenizer), "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = CodebookCaptioner(captioner.vision, BLIND[named](**size), dim=48).eval()
+    with pytest.raises(ValueError, match=rf"no cross-attention.*{named}|{named}.*no cross-attention"):
+        model(pictures(), *caption_ids(TEXTS, tokenizer))
+    with pytest.raises(ValueError, match=named):
+        model.generate(pictures(), tokenizer)

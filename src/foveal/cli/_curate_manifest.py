@@ -47,4 +47,8 @@ def _row(manifest: Path, number: int, line: str) -> dict[str, Any]:
         if not isinstance(row, dict) or not isinstance(row.get(name), kind):
             kinds = " or ".join(part.__name__ for part in kind)
             raise ValueError(f'{manifest}, line {number}: needs "{name}" ({kinds}), see foveal curate tldr --help')
+    if not row["codes"] or not all(type(code) is int and 0 <= code < 2**31 for code in row["codes"]):
+        raise ValueError(f'{manifest}, line {number}: "codes" must be whole numbers in [0, 2^31), at least one')
+    if not isinstance(row.get("generated", ""), str):
+        raise ValueError(f'{manifest}, line {number}: "generated" must be a text, or left out')
     return row

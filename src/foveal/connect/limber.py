@@ -256,7 +256,7 @@ class Limber(nn.Module):
 
         ``prompt_ids`` is text between image and caption, e.g. "A picture of" or a question; (L,) serves every image.
         """
-        was_training = self.training
+        modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
             prompt = self.soft_prompt(features_or_images)
@@ -267,4 +267,5 @@ class Limber(nn.Module):
                 prompt = torch.cat([prompt, self.language.get_input_embeddings()(rows)], 1)
             return greedy_decode(self.language, prompt, max_new_tokens, self.eos_id)
         finally:
-            self.train(was_training)
+            for module, training in modes.items():
+                module.training = training

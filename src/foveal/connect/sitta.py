@@ -16,13 +16,15 @@ Fabian Paischer, Thomas Adler, Markus Hofmarcher, Sepp Hochreiter: SITTA: A Sema
 Captioning. 2023, arXiv 2307.05591 (version 1; later versions describe another method).
 
 Departures: captions are tokenised without special tokens (the authors' files keep a begin token among the pairs).
+`INSTRUCTION` writes the retrieved tokens as they are, so that one without a leading blank sticks to what stands before
+it; the authors join the decoded words with blanks.
 """
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -37,6 +39,9 @@ from foveal.connect.sitta_captioner import clip_score as clip_score
 from foveal.connect.sitta_captioner import permuted_prompts as permuted_prompts
 from foveal.connect.sitta_captioner import prompt_ids as prompt_ids
 from foveal.connect.sitta_captioner import rank_captions as rank_captions
+from foveal.connect.sitta_retrieval import ndcg as ndcg
+from foveal.connect.sitta_retrieval import retrieve_from_units, unit_rows
+from foveal.connect.sitta_retrieval import retrieve_tokens as retrieve_tokens
 from foveal.nn.linear_maps import fit_linear_map as fit_linear_map
 from foveal.nn.linear_maps import standardize as standardize
 
@@ -144,69 +149,6 @@ def soft_prototype(
     return F.linear(features, weight, bias).div(temperature).softmax(-1) @ prototypes
 
 
-# Retrieval ------------------------------------------------------------------------------------------------------------
-
-
-def retrieve_tokens(
-    z: Float[Tensor, "b dl"],
-    targets: Float[Tensor, "v dl"],
-    k: int,
-    decode: Callable[[int], str] | None = None,
-    pool: int = 50,
-    allowed: Bool[Tensor, " v"] | Int[Tensor, " ids"] | Sequence[int] | None = None,
-) -> Int[Tensor, "b k"]:
-    """Ids of the k nearest targets by cosine, best first.
-
-    Args:
-        decode: id -> string. Of the ``pool`` best ids only the first with each string (stripped, lower-cased) is kept.
-        allowed: restricts the candidates: a mask over the vocabulary, or the ids themselves.
-
-    Raises ValueError for dimensions that differ, k > pool, too few candidates or distinct strings, a zero or
-    non-finite row of z.
-    """
-    if z.ndim != 2 or targets.ndim != 2 or z.shape[1] != targets.shape[1]:
-        raise ValueError(f"z {tuple(z.shape)} and targets {tuple(targets.shape)} must be (B, Dl) and (V, Dl)")
-    if not 1 <= k <= pool:
-        raise ValueError(f"k={k} must be between 1 and pool={pool}")
-    if not bool((z.isfinite().all(1) & (z != 0).any(1)).all()):
-        raise ValueError("z has a zero or non-finite row, which has no direction (one image standardised by itself?)")
-    candidates = torch.arange(len(targets), device=targets.device)
-    if allowed is not None:
-        picked = torch.as_tensor(allowed, device=targets.device)
-        if picked.dtype == torch.bool and picked.shape != candidates.shape:
-            raise ValueError(f"allowed {tuple(picked.shape)} must have one value for each of {len(targets)} targets")
-        candidates = candidates[picked]
-    pool = min(pool, len(candidates))
-    if k > pool:
-        raise ValueError(f"k={k} tokens asked for, but only {pool} candidates are allowed")
-    cosine = F.normalize(z, dim=-1) @ F.normalize(targets[candidates], dim=-1).mT
-    ranked = candidates[cosine.topk(pool, dim=-1).indices]
-    if decode is None:
-        return ranked[:, :k]
-    kept = []
-    for row in ranked.tolist():
-        first: dict[str, int] = {}
-        for token in row:
-            first.setdefault(decode(token).strip().lower(), token)
-        if len(first) < k:
-            raise ValueError(
-                f"pool={pool} ids decode to {len(first)} distinct strings, fewer than k={k}: enlarge the pool"
-            )
-        kept.append(list(first.values())[:k])
-    return torch.tensor(kept, dtype=torch.long, device=ranked.device).reshape(-1, k)
-
-
-def ndcg(retrieved: Sequence | Tensor, relevant: Sequence | Tensor) -> float:
-    """Normalised discounted cumulative gain of a ranking with yes/no relevance, in [0, 1]; 0 if nothing is relevant.
-
-    ``retrieved``: ids or strings, best first; repeated entries count each time. The ideal ranking holds the relevant
-    entries that occur in it, not those the ranking lacks.
-    """
-    hits = np.isin(np.asarray(retrieved), np.asarray(relevant))
-    discounts = 1 / np.log2(np.arange(len(hits)) + 2)
-    return float(discounts[hits].sum() / discounts[: hits.sum()].sum()) if hits.any() else 0.0
-
-
 # The map --------------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +181,13 @@ class SittaMapper:
         scaled, self.source_mean, self.source_std = standardize(sources)
         X, Y, _, _ = expand_pairs(scaled, token_ids, self.targets)
         self.W = fit_linear_map(X, Y, self.method, self.alpha, self.eps, self.iters)
+        vars(self).pop("unit_targets", None)
         return self
+
+    @cached_property
+    def unit_targets(self) -> Float[Tensor, "v dl"]:
+        """``targets`` at length 1, kept for all retrievals."""
+        return unit_rows(self.targets)
 
     def transform(
         self,
@@ -252,7 +200,7 @@ class SittaMapper:
         if not hasattr(self, "W"):
             raise ValueError("this SittaMapper has no map yet: call fit first")
         mean, std = self.source_mean if mean is None else mean, self.source_std if std is None else std
-        return standardize(features.to(self.W), mean, std)[0] @ self.W
+        return standardize(features.to(self.W), mean.to(self.W), std.to(self.W))[0] @ self.W
 
     def retrieve(
         self,
@@ -265,14 +213,15 @@ class SittaMapper:
         std: Float[Tensor, " dv"] | None = None,
     ) -> Int[Tensor, "b k"]:
         """The k words nearest to each feature, best first (see `retrieve_tokens`)."""
-        return retrieve_tokens(self.transform(features, mean, std), self.targets, k, decode, pool, allowed)
+        return retrieve_from_units(self.transform(features, mean, std), self.unit_targets, k, decode, pool, allowed)
 
 
 class SittaConnector(nn.Module):
     """A fitted map as a connector: the LM's own embeddings of the k retrieved words are the soft prompt.
 
     Word choice is discrete, so no gradient reaches the features. The state dict holds the map and its statistics; the
-    vocabulary belongs to the language model. Arguments after ``k`` are those of `SittaMapper.retrieve`.
+    vocabulary belongs to the language model and is not copied. Arguments after ``k`` are those of
+    `SittaMapper.retrieve`.
     """
 
     weight: Tensor
@@ -298,10 +247,10 @@ class SittaConnector(nn.Module):
         if embedding.shape != mapper.targets.shape:
             raise ValueError(f"embedding {tuple(embedding.shape)} must be {tuple(mapper.targets.shape)} as fitted")
         self.k, self.decode, self.pool, self.allowed = k, decode, pool, allowed
-        self.register_buffer("weight", mapper.W)
-        self.register_buffer("mean", mapper.source_mean if mean is None else mean)
-        self.register_buffer("std", mapper.source_std if std is None else std)
-        self.register_buffer("targets", mapper.targets, persistent=False)
+        self.register_buffer("weight", mapper.W.clone())  # copies: loading a state dict must not change the mapper
+        self.register_buffer("mean", (mapper.source_mean if mean is None else mean).to(mapper.W, copy=True))
+        self.register_buffer("std", (mapper.source_std if std is None else std).to(mapper.W, copy=True))
+        self.register_buffer("targets", mapper.unit_targets, persistent=False)
         self.register_buffer("embedding", embedding.detach(), persistent=False)
 
     def forward(self, features: Float[Tensor, "b *n dv"]) -> Float[Tensor, "b k dl"]:
@@ -312,4 +261,4 @@ class SittaConnector(nn.Module):
             )
         pooled = features if features.ndim == 2 else features.mean(1)
         z = standardize(pooled.to(self.weight), self.mean, self.std)[0] @ self.weight
-        return self.embedding[retrieve_tokens(z, self.targets, self.k, self.decode, self.pool, self.allowed)]
+        return self.embedding[retrieve_from_units(z, self.targets, self.k, self.decode, self.pool, self.allowed)]

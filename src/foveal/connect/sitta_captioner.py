@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from foveal.connect.base import freeze, greedy_config
+from foveal.connect.base import freeze, greedy_generate
 
 if TYPE_CHECKING:
     from foveal.connect.sitta import SittaMapper
@@ -132,9 +132,11 @@ class SittaCaptioner:
             needs none: cosine between the mapped image and the mean embedding of the caption's content words.
         k, n_orders: words and orders; the paper takes 8 and 40 on COCO, 10 and 15 on Flickr30k.
         prompt: `PAPER`, `INSTRUCTION`, `WORKED_EXAMPLES` or your own `PromptStyle`.
-        decode: id -> string under which words count as equal; default: the tokenizer's. ``decode(id)[:5]`` leaves one
-            of "dog" and "dogs".
+        decode: id -> string under which words count as equal; default: the tokenizer's. Its first five letters,
+            ``decode(id).strip()[:5]``, leave one of "garden" and "gardening".
         pool, allowed, mean, std: see `SittaMapper.retrieve`.
+
+    Raises ValueError for a separator that is not one token, fewer than one order, and when nothing ends a caption.
     """
 
     def __init__(
@@ -169,6 +171,8 @@ class SittaCaptioner:
         self._separator = self._single_token(prompt.separator)
         self._stop = re.compile(f"[{re.escape(prompt.stop)}]" if prompt.stop else "(?!)")  # (?!) never matches
         self._stop_ids = stop_ids(tokenizer, prompt.stop)
+        if not self._stop_ids:
+            raise ValueError(f"prompt.stop={prompt.stop!r} and a tokenizer without end token: nothing ends a caption")
         self._prefix_cache: Any = None
 
     def words(self, feature: Float[Tensor, " dv"]) -> list[str]:
@@ -212,10 +216,10 @@ class SittaCaptioner:
 
     def _continue(self, ids: Int[Tensor, "n length"]) -> list[str]:
         """What the language model writes after each prompt, cut at the first stop character."""
-        config = greedy_config(self.prompt.max_new_tokens, self._stop_ids)
         decoder_only = not self.language.config.is_encoder_decoder
         options = {self._cache_argument: self._cached_prefix(len(ids))} if decoder_only and self._before else {}
-        output = self.language.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **options)
+        inputs = {"inputs": ids, "attention_mask": torch.ones_like(ids), **options}
+        output = greedy_generate(self.language, self.prompt.max_new_tokens, self._stop_ids, **inputs)
         new = output[:, ids.shape[1] :] if decoder_only else output
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [self._stop.split(text.strip())[0].strip() for text in texts]

@@ -17,7 +17,7 @@ counted (``kind="histogram"``), since their numbers have no order; whitening and
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -107,7 +107,7 @@ def choose(
     if choice.every is not None:
         spread = select_every(clusters.labels, choice.every)
     else:
-        spread = select_fraction(clusters.labels, choice.fraction or 1.0, generator)
+        spread = select_fraction(clusters.labels, cast(float, choice.fraction), generator)
     top = top_by_score(itm_scores, choice.itm_fraction)
     keep = combine_selection(spread, top)
     reasons = [REDUNDANT] * len(indices)

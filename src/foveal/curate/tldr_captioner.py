@@ -6,8 +6,10 @@ Any vision tower of transformers, and any of its causal language models with cro
 from DeiT and BERT-base with ``is_decoder`` and ``add_cross_attention``.
 """
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,8 @@ class CodebookCaptioner(nn.Module):
             self._latest = tokens.detach().flatten(0, 1)
         logits = self._logits(ids, mask, quantized.z_q)
         wanted = ids[:, 1:].masked_fill(~mask[:, 1:].bool(), -100)
-        lm = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted.flatten())
+        scores = logits[:, :-1].flatten(0, 1)
+        lm = F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), wanted.flatten())
         return CaptionerOutput(lm + quantized.loss, lm, quantized.loss, quantized.indices)
 
     def tokens(self, images: Float[Tensor, "b 3 s t"]) -> Float[Tensor, "b t d"]:
@@ -93,19 +96,16 @@ class CodebookCaptioner(nn.Module):
         return tokens
 
     def _logits(self, ids: Tensor, mask: Tensor, memory: Tensor) -> Float[Tensor, "b l v"]:
-        from transformers import PreTrainedModel
-
-        if not isinstance(self.decoder, PreTrainedModel):
+        if not _has_cross_attention(self.decoder):
             return self.decoder(ids, mask, memory)
-        if not getattr(self.decoder.config, "add_cross_attention", True):
-            raise ValueError("decoder has no cross-attention: make its config with add_cross_attention=True")
         inputs = {"input_ids": ids, "attention_mask": mask, "encoder_hidden_states": memory}
         return self.decoder(**inputs, use_cache=False).logits
 
     @torch.no_grad()
     def codes(self, images: Float[Tensor, "b 3 s t"]) -> Int[Tensor, "b t"]:
-        """The T codes of each picture."""
-        return vector_quantize(self.tokens(images), self.codebook, self.beta, self.legacy).indices
+        """The T codes of each picture, without dropout."""
+        with _evaluating(self):
+            return vector_quantize(self.tokens(images), self.codebook, self.beta, self.legacy).indices
 
     @torch.no_grad()
     def reseed_dead_(self, generator: torch.Generator, least: float = 0.05) -> int:
@@ -138,28 +138,56 @@ class CodebookCaptioner(nn.Module):
     ) -> list[str]:
         """One caption for each picture, without the prompt; lengths are in tokens, start and prompt included.
 
-        ValueError when the decoder is no model of transformers, which `generate` needs.
+        Dropout is off meanwhile. ValueError when the decoder is no model of transformers, which `generate` needs, or
+        has no cross-attention.
         """
         decoder: Any = self.decoder
         if not hasattr(decoder, "generate"):
             raise ValueError(f"decoder is a {type(decoder).__name__}: only models of transformers can generate")
+        _has_cross_attention(decoder)
         start, end = special_ids(tokenizer)
         words = tokenizer(prompt.strip(), add_special_tokens=False).input_ids if prompt.strip() else []
         ids = torch.tensor([[start, *words]] * len(images), device=images.device)
-        memory = vector_quantize(self.tokens(images), self.codebook, self.beta, self.legacy).z_q
-        found = decoder.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            encoder_hidden_states=memory,
-            num_beams=num_beams,
-            do_sample=False,
-            use_cache=False,  # generate gives a decoder without encoder a cache that has no room for cross-attention
-            min_length=min_length,
-            max_length=max_length,
-            eos_token_id=end,
-            pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        )
+        with _evaluating(self):
+            memory = vector_quantize(self.tokens(images), self.codebook, self.beta, self.legacy).z_q
+            found = decoder.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                encoder_hidden_states=memory,
+                num_beams=num_beams,
+                do_sample=False,
+                use_cache=False,  # generate gives a decoder without encoder a cache without room for cross-attention
+                min_length=min_length,
+                max_length=max_length,
+                eos_token_id=end,
+                pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            )
         return [text.strip() for text in tokenizer.batch_decode(found[:, ids.shape[1] :], skip_special_tokens=True)]
+
+
+def _has_cross_attention(decoder: Any) -> bool:
+    """True of a model of transformers, False of any other module; ValueError for a model of transformers without it."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(decoder, PreTrainedModel):
+        return False
+    reads = "encoder_hidden_states" in inspect.signature(decoder.forward).parameters  # others swallow it as a keyword
+    if not (reads and getattr(decoder.config, "add_cross_attention", True)):
+        remedy = "make its config with add_cross_attention=True" if reads else "take one that has, as BERT or GPT-2"
+        raise ValueError(f"decoder is a {type(decoder).__name__} and has no cross-attention: {remedy}")
+    return True
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every part is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def special_ids(tokenizer: Any) -> tuple[int, int]:

@@ -46,13 +46,11 @@ def vector_quantize(
         raise ValueError(f"beta={beta}: must be 0 or more")
     exact = torch.promote_types(z.dtype, torch.float32)
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        vectors, entries = z.to(exact).reshape(-1, z.shape[-1]), codebook.to(exact)
-        distances = entries.square().sum(1) - 2 * vectors @ entries.T  # ‖z‖² is the same for all entries
-        indices = distances.argmin(1).reshape(z.shape[:-1])
+        indices = _nearest(z.reshape(-1, z.shape[-1]), codebook).reshape(z.shape[:-1])
     z_exact, q = z.to(exact), codebook[indices].to(exact)
     codebook_term, commitment = F.mse_loss(q, z_exact.detach()), F.mse_loss(z_exact, q.detach())
     loss = beta * codebook_term + commitment if legacy else codebook_term + beta * commitment
-    if not bool(loss.isfinite()):
+    if not bool(loss.isfinite() & codebook.isfinite().all()):
         raise ValueError(f"z or codebook holds NaN or infinity: the loss is {loss.item()}")
     return Quantized(z + (q - z_exact).detach().to(z.dtype), indices, loss)
 
@@ -162,6 +160,22 @@ def kmeans(
     return KMeansResult(labels, centroids, inertia)
 
 
-def _nearest(x: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
-    offsets = centroids.square().sum(1)
-    return torch.cat([(offsets - 2 * rows @ centroids.T).argmin(1) for rows in x.split(_CHUNK)])
+def _nearest(x: Float[Tensor, "n d"], entries: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
+    """The nearest entry of each row, the first of those that are equally near.
+
+    From ‖e‖² − 2 x·e about the entries' mean, as digits get lost far off zero, and in float64 where there is such.
+    """
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    entries = entries.to(dtype)
+    middle = entries.mean(0)
+    entries = entries - middle
+    offsets = entries.square().sum(1)
+    radius = offsets.max().sqrt()
+    places = []
+    for rows in x.split(_CHUNK):
+        rows = rows.to(dtype) - middle
+        distances = offsets - 2 * rows @ entries.T
+        # the same distance differs by rounding between two columns of a matrix product
+        rounding = torch.finfo(dtype).eps * x.shape[1] ** 0.5 * radius * (radius + 2 * rows.norm(dim=1, keepdim=True))
+        places.append((distances <= distances.amin(1, keepdim=True) + rounding).byte().argmax(1))
+    return torch.cat(places)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 def select_every(labels: Int[Tensor, " n"], every: int) -> Int[Tensor, " m"]:
     """In every cluster the members number 0, ``every``, 2 · ``every`` … in the order of the rows; ascending indices."""
-    if every < 1:
-        raise ValueError(f"every={every}: must be at least 1")
+    if every < 1 or every % 1:
+        raise ValueError(f"every={every}: must be a whole number, at least 1")
     order, ranks, _ = _by_cluster(labels, torch.arange(len(labels), device=labels.device))
     return order[ranks % every == 0].sort().values
 
