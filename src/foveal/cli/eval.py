@@ -22,7 +22,7 @@ def main(
     device: str = "auto",
     dtype: str = "auto",
     steps: int = 30,
-    guidance: float = 5.0,
+    guidance: float = 3.0,
     decode: Literal["debias", "damro", "agla"] | None = None,
     matcher: str | None = None,
     data: Path | None = None,

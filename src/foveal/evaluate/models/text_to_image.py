@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveal.evaluate.base import Kind
 
-STEPS, GUIDANCE = 30, 5.0
+STEPS, GUIDANCE = 30, 3.0
 
 
 class TextToImage:

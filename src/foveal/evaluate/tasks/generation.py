@@ -158,7 +158,7 @@ TASKS = (
         name="world-generation",
         kind="text-to-image",
         summary="n prompts, the captions of held-out scenes: objects and colours that the judge recognises",
-        size=200,
+        size=1000,
         scorer=(
             f"{JUDGE}, zero-shot: an object is among the best m of {len(BASE_NOUNS)} where m are asked for. It hardly "
             "tells plain shapes from each other: compare with what it makes of drawn pictures"

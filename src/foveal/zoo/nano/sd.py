@@ -54,7 +54,7 @@ class SdTraining:
     """Levels, from the finest, that attend to the caption and to themselves."""
     unet_layers: int = 1
     unet_heads: int = 4
-    steps: int = 7000
+    steps: int = 11_000
     batch: int = 64
     lr: float = 4e-3
     weight_decay: float = 0.01
