@@ -34,10 +34,11 @@ def tuned(run: Run, train: Sources, test: Sources, how: str = "", lr: float = 1e
     data = run.shared(task)
     bags = [captions(one, train) for one in data.train.classes]
     if how == "shuffled":
-        order = torch.randperm(len(bags), generator=run.generator("shuffle")).tolist()
+        order = torch.randperm(len(bags), generator=run.generator("shuffle"))
+        other = order.roll(1)[order.argsort()].tolist()  # one circle through all species: none keeps its own
         bags = [
             [said.replace(data.train.classes[k].name, one.name) for said in bags[k]]
-            for k, one in zip(order, data.train.classes)
+            for k, one in zip(other, data.train.classes)
         ]
     bags = [bag[:1] for bag in bags] if how == "one" else bags
     ids, keyed = data.train.labels, dict(enumerate(bags))
