@@ -135,7 +135,7 @@ def test_no_bar_while_somebody_is_asked(pool, capsys, tmp_path, events, monkeypa
     [
         (["labels.txt"], "oracle='labels.txt'"),
         (["labels.csv", "--rounds", 0], "rounds=0"),
-        (["labels.csv", "--gamma", 2], "gamma=2"),
+        (["labels.csv", "--gamma", -1], "gamma=-1"),
         (["labels.csv", "--model", "nano-llava"], "nano-llava"),
         (["labels.csv", "--pool", "nowhere"], "nowhere"),
         (["nowhere.csv"], "nowhere.csv"),
