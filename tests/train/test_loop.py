@@ -116,7 +116,7 @@ def test_a_launch_in_another_precision_is_another_run(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     run(steps=5, out=tmp_path)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    with pytest.raises(ValueError, match="mixed_precision='no'.*'bf16'"):
+    with pytest.raises(ValueError, match=r"mixed_precision='no'.*'bf16'"):
         run(steps=10, out=tmp_path)
 
 

@@ -22,7 +22,7 @@ _SAMPLES, _COLUMNS = 24, 6
 _LOADING = {
     "dual encoder": "nano = zoo.load({!r})\nmodel, processor = nano.model, nano.processor",
     "vision-language": "nano = zoo.load({!r})\nmodel, processor = nano.model, nano.processor",
-    "text-to-image": "pipeline = zoo.load({!r})\npicture = pipeline('a red star on grass', guidance_scale=3.0).images[0]",
+    "text-to-image": "pipeline = zoo.load({!r})\npicture = pipeline('a red star on grass', guidance_scale=3).images[0]",
 }
 
 
