@@ -1,6 +1,7 @@
 """`fit`: the one training loop of the project, on accelerate, exact to the last bit when it is resumed."""
 
 import atexit
+import importlib
 import math
 import os
 import time
@@ -124,6 +125,8 @@ def engine(config: FitConfig) -> Iterator[Any]:
     from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
     from accelerate.state import AcceleratorState, GradientState
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # DDP imports it later, and its defaults would hold the group then
+        importlib.import_module("torch.distributed.nn.functional")
     shared = [AcceleratorState._shared_state, GradientState._shared_state]
     before = [dict(state) for state in shared]
     for state in shared:
@@ -157,7 +160,7 @@ def engine(config: FitConfig) -> Iterator[Any]:
 
 
 def _leave_group() -> None:
-    """A process that ends while threads of its group still run is now and then aborted, its work done."""
+    """Which ends its threads: a process that ends before them is now and then aborted, its work done."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
