@@ -7,6 +7,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported once there is a group, it would keep it in its defaults
 from decode import tiny
 
 from foveal.adapt.vladva import VladvaModel

@@ -7,6 +7,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported once there is a group, it would keep it in its defaults
 import torch.nn.functional as F
 
 from foveal.pretrain.base import gather_features
