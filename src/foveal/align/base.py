@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from foveal.nn.modes import evaluating
+
 IGNORE = -100
 SIDES = ("chosen", "rejected")
 PARTS = ("input_ids", "attention_mask", "labels")
@@ -181,14 +183,8 @@ class PreferenceObjective(nn.Module):
 
 @contextmanager
 def _without_adapter(policy: Any) -> Iterator[None]:
-    modes = {module: module.training for module in policy.modules()}  # parts that rest are not to wake up afterwards
-    policy.eval()
-    try:
-        with policy.disable_adapter():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(policy), policy.disable_adapter():
+        yield
 
 
 def _check_apart(policy: Any, reference: nn.Module | None) -> None:

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveal.connect.base import freeze, greedy_decode, vision_features
+from foveal.nn.modes import evaluating
 
 
 def project_prompt(
@@ -256,9 +257,7 @@ class Limber(nn.Module):
 
         ``prompt_ids`` is text between image and caption, e.g. "A picture of" or a question; (L,) serves every image.
         """
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
+        with evaluating(self):
             prompt = self.soft_prompt(features_or_images)
             if prompt_ids is not None:
                 rows = prompt_ids.expand(len(prompt), -1) if prompt_ids.ndim == 1 else prompt_ids
@@ -266,6 +265,3 @@ class Limber(nn.Module):
                     raise ValueError(f"prompt_ids {tuple(prompt_ids.shape)} must be (L,) or ({len(prompt)}, L)")
                 prompt = torch.cat([prompt, self.language.get_input_embeddings()(rows)], 1)
             return greedy_decode(self.language, prompt, max_new_tokens, self.eos_id)
-        finally:
-            for module, training in modes.items():
-                module.training = training

@@ -8,8 +8,7 @@ from DeiT and BERT-base with ``is_decoder`` and ``add_cross_attention``.
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from foveal.curate.tldr_codes import vector_quantize
 from foveal.data.files import write_atomically
+from foveal.nn.modes import evaluating
 from foveal.zoo.quiet import quiet_loading
 
 PROMPT = "a picture of "
@@ -104,7 +104,7 @@ class CodebookCaptioner(nn.Module):
     @torch.no_grad()
     def codes(self, images: Float[Tensor, "b 3 s t"]) -> Int[Tensor, "b t"]:
         """The T codes of each picture, without dropout."""
-        with _evaluating(self):
+        with evaluating(self):
             return vector_quantize(self.tokens(images), self.codebook, self.beta, self.legacy).indices
 
     @torch.no_grad()
@@ -148,7 +148,7 @@ class CodebookCaptioner(nn.Module):
         start, end = special_ids(tokenizer)
         words = tokenizer(prompt.strip(), add_special_tokens=False).input_ids if prompt.strip() else []
         ids = torch.tensor([[start, *words]] * len(images), device=images.device)
-        with _evaluating(self):
+        with evaluating(self):
             memory = vector_quantize(self.tokens(images), self.codebook, self.beta, self.legacy).z_q
             found = decoder.generate(
                 input_ids=ids,
@@ -176,18 +176,6 @@ def _has_cross_attention(decoder: Any) -> bool:
         remedy = "make its config with add_cross_attention=True" if reads else "take one that has, as BERT or GPT-2"
         raise ValueError(f"decoder is a {type(decoder).__name__} and has no cross-attention: {remedy}")
     return True
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every part is in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def special_ids(tokenizer: Any) -> tuple[int, int]:
